@@ -1,0 +1,95 @@
+"""What a model family must tell the engine, and the list of families."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from strategy.base import Facts, Grid
+
+
+class Span(NamedTuple):
+    """The visual tokens of one image or video: sequence index of the first one, and their grid."""
+
+    start: int
+    grid: Grid
+
+
+Layout = Sequence[Sequence[Span]]
+"""The spans of each sample of a batch."""
+
+
+class Backbone(ABC):
+    """Facts about one model family; it never sees a strategy.
+
+    models: the classes whose instances are pruned whole. decoders: the bare text decoders, which need
+    their layout given by hand. nominal_tokens, own_size, video: see `Facts`.
+    """
+
+    name: str
+    models: tuple[type[nn.Module], ...]
+    decoders: tuple[type[nn.Module], ...]
+    nominal_tokens: int
+    own_size: bool = False
+    video: bool = False
+
+    def facts(self, decoder: Any) -> Facts:
+        """What strategies may know of a decoder."""
+        return Facts(len(decoder.layers), self.nominal_tokens, self.own_size, self.video)
+
+    @abstractmethod
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The text decoder inside a model: the module whose `layers` are pruned between."""
+
+    @abstractmethod
+    def entry(self, model: nn.Module) -> nn.Module:
+        """The module whose forward call says where the visual tokens lie."""
+
+    @abstractmethod
+    def layout(self, model: nn.Module, call: Mapping[str, Any]) -> Layout | None:
+        """The layout that the keyword arguments of the entry's forward call tell; None for a text."""
+
+    @abstractmethod
+    def rotary(self, layer: nn.Module, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B or 1, L, head width] that rotate the tokens of a layer's forward call."""
+
+    def extra_hooks(self, decoder: nn.Module) -> list[RemovableHandle]:
+        """Hooks that this family's code needs to bear a cache shorter than its positions."""
+        return []
+
+
+_backbones: dict[str, Backbone] = {}
+
+
+def register_backbone(backbone: Backbone) -> None:
+    """Make a family known to `strategy.prune`."""
+    _backbones[backbone.name] = backbone
+
+
+def find_backbone(model: nn.Module, name: str | None) -> Backbone:
+    """The family of a model or bare decoder; ValueError if it is unknown or not the only one."""
+    if name is not None and name not in _backbones:
+        raise ValueError(f"backbone={name!r}: allowed are {_names(_backbones)}")
+    found = {
+        key: backbone
+        for key, backbone in _backbones.items()
+        if isinstance(model, (*backbone.models, *backbone.decoders)) and name in (None, key)
+    }
+    kind = type(model).__name__
+    if not found:
+        wanted = (
+            f"is not a model of the backbone {name!r}" if name else f"belongs to no backbone ({_names(_backbones)})"
+        )
+        raise ValueError(
+            f"{kind} {wanted}; import the package of its backbone first, or write a strategy.Backbone "
+            "for it and pass that to strategy.register_backbone"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{kind} belongs to several backbones: give backbone= one of {_names(found)}")
+    return next(iter(found.values()))
+
+
+def _names(backbones: Mapping[str, Backbone]) -> str:
+    return ", ".join(sorted(backbones)) or "none is imported yet"

@@ -1,0 +1,158 @@
+"""CLSE, Cross-Layer Spectral Evolution (ECCV 2026, arXiv 2606.24165).
+
+A visual token matters if its high-frequency content changes from one decoder layer to a later one
+and if the last prompt token attends to it.
+"""
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from strategy.base import Facts, Grid, Plan, StageBudgets, Strategy, View
+from strategy.registry import register
+
+# Tokens kept of LLaVA's 576, and shares kept of an image's own tokens, after each of the three stages
+# (section 4, implementation details). Either knob of a row selects it, on every backbone.
+PUBLISHED = {
+    (192, 0.334): ((330, 210, 62), (0.57, 0.36, 0.098)),
+    (128, 0.223): ((220, 140, 41), (0.38, 0.24, 0.066)),
+    (64, 0.112): ((110, 70, 20), (0.19, 0.12, 0.034)),
+}
+# What each stage keeps, in budgets, between and beyond these rows.
+STAGE_SHARES = (1.72, 1.09, 0.32)
+PUBLISHED_LAYERS = {32: (1, 11, 21), 28: (1, 10, 19), 36: (1, 13, 24)}
+VIDEO_LAYER, VIDEO_REFERENCE, VIDEO_BUDGET = 3, 2, 194
+
+
+def spectral_energy(x: Tensor, grid: Grid, cutoff_ratio: float = 0.1, volume: bool = False) -> Tensor:
+    """High-pass energy of each token on its grid.
+
+    x: [B, N, C] features of N = T * H * W tokens. The filter's gain is 1 - exp(-f^2 / (2 sigma^2)) over
+    signed integer frequencies, with sigma = cutoff_ratio * min(H // 2, W // 2), per frame; with `volume`
+    over (T, H, W) at once and T // 2 in the minimum too. Returns float32 [B, N], the mean over channels
+    of the filtered signal's absolute value.
+
+    The Gaussian is a product of one factor an axis, so the filtered signal is x minus x multiplied by a
+    small circulant matrix along each axis, which is exact and needs no FFT. Raises ValueError for a
+    grid that does not hold N tokens, or with a side under 2 along a filtered axis.
+    """
+    frames, height, width = grid
+    if x.dim() != 3 or x.shape[1] != frames * height * width:
+        raise ValueError(f"features of shape {tuple(x.shape)} do not lie on grid {grid}: want [B, T * H * W, C]")
+    sides = grid if volume else (height, width)
+    if min(sides) < 2:
+        raise ValueError(f"grid {grid}: each filtered side must be at least 2")
+    sigma = cutoff_ratio * min(side // 2 for side in sides)
+    signal = x.float().unflatten(1, grid)
+    low = torch.einsum("hg,btgwc->bthwc", _low_pass(height, sigma, x), signal)
+    low = torch.einsum("vw,bthwc->bthvc", _low_pass(width, sigma, x), low)
+    if volume:
+        low = torch.einsum("ts,bshwc->bthwc", _low_pass(frames, sigma, x), low)
+    return (signal - low).abs().mean(dim=-1).flatten(1)
+
+
+def _low_pass(side: int, sigma: float, like: Tensor) -> Tensor:
+    """The circulant matrix [side, side] that multiplies frequency k by exp(-k^2 / (2 sigma^2))."""
+    position = torch.arange(side, device=like.device)
+    frequency = (position - side // 2).double()
+    gain = torch.exp(-frequency.square() / (2 * sigma**2))
+    phase = 2 * math.pi / side * (position[:, None] * frequency)
+    kernel = (gain * phase.cos()).mean(dim=-1).float()
+    return kernel[(position[:, None] - position) % side]
+
+
+def evolution_factor(reference: Tensor, current: Tensor, temp: float = 0.1) -> Tensor:
+    """How much each token's energy changed between two layers, as a factor in (0, 1).
+
+    reference, current: energies [B, N]. Returns float32 [B, N]: sigmoid(z / temp) of the relative
+    change, standardised over the N tokens of a row.
+    """
+    reference, current = reference.float(), current.float()
+    change = (current - reference).abs() / (reference.mean(-1, keepdim=True) + reference + 1e-6)
+    change = change.clamp(max=1)
+    z = (change - change.mean(-1, keepdim=True)) / (change.std(-1, keepdim=True) + 1e-6)
+    return torch.sigmoid(z / temp)
+
+
+def score(
+    reference_features: Tensor,
+    current_features: Tensor,
+    attention: Tensor,
+    grid: Grid,
+    cutoff_ratio: float = 0.1,
+    temp: float = 0.1,
+    volume: bool = False,
+) -> Tensor:
+    """CLSE's score of each token of one image: spectral evolution times attention.
+
+    Features [B, N, C] at the reference and the current layer, attention [B, N] of the last prompt token.
+    Returns float32 [B, N]. On a grid with a side under 2 there is no spectrum to speak of: the score is
+    the attention, and a warning says so.
+    """
+    if min(grid if volume else grid[1:]) < 2:
+        warnings.warn(f"grid {grid} is too thin for a spectrum: attention alone ranks its tokens", stacklevel=2)
+        return attention.float()
+    reference = spectral_energy(reference_features, grid, cutoff_ratio, volume)
+    current = spectral_energy(current_features, grid, cutoff_ratio, volume)
+    return evolution_factor(reference, current, temp) * attention.float()
+
+
+def default_prune_layers(depth: int) -> tuple[int, ...]:
+    """The three layers to prune at in a decoder of `depth` layers.
+
+    The published ones for depths 28, 32 and 36, else 1, round(0.36 depth) and round(0.67 depth).
+    Raises ValueError for a decoder too shallow to hold three increasing layers.
+    """
+    layers = PUBLISHED_LAYERS.get(depth, (1, round(0.36 * depth), round(0.67 * depth)))
+    if not layers[0] < layers[1] < layers[2] < depth:
+        raise ValueError(
+            f"a decoder of depth {depth} is too shallow for three default stages: "
+            "give prune_layer (and keep_tokens or retain_ratio) yourself"
+        )
+    return layers
+
+
+@register("clse")
+class CLSE(Strategy):
+    """Spectral evolution times attention at the first stage, attention at the later ones (section 3)."""
+
+    def plan(self, facts: Facts) -> Plan:
+        config = self.config
+        layers = config.prune_layer or ((VIDEO_LAYER,) if facts.video else default_prune_layers(facts.depth))
+        reference = (VIDEO_REFERENCE if facts.video else 0) if config.ref_layers is None else config.ref_layers[0]
+        return Plan.resolve(layers, reference, self._budgets(len(layers), facts), facts)
+
+    def _budgets(self, stages: int, facts: Facts) -> StageBudgets:
+        tokens, ratio = self.config.keep_tokens, self.config.retain_ratio
+        if tokens is None and ratio is None:
+            tokens = (VIDEO_BUDGET if facts.video else 192,)
+        if stages != 3 or len(tokens or ratio or ()) == 3:
+            return StageBudgets(tokens, ratio)
+        for (row_tokens, row_ratio), (counts, shares) in PUBLISHED.items():
+            if tokens == (row_tokens,) or ratio == (row_ratio,):
+                return StageBudgets(None, shares) if facts.own_size else StageBudgets(counts, None)
+        return StageBudgets(tokens, ratio, weights=STAGE_SHARES)
+
+    def score(self, view: View) -> Tensor:
+        attention = view.attention(view.last).mean(dim=(1, 2))
+        if view.stage > 0:
+            return attention
+        assert view.reference is not None
+        config = self.config
+        scores, first = [], 0
+        for grid in view.grids:
+            span = slice(first, first := first + math.prod(grid))
+            scores.append(
+                score(
+                    view.reference[:, span],
+                    view.features[:, span],
+                    attention[:, span],
+                    grid,
+                    config.clse_cutoff_ratio,
+                    config.clse_temp,
+                    config.clse_fft_3d,
+                )
+            )
+        return torch.cat(scores, dim=1)

@@ -1,0 +1,255 @@
+"""The engine: hooks that prune a stock decoder during its prefill.
+
+It joins a backbone and a strategy and names neither. Every count is known before the first layer runs,
+so nothing inside the layer loop waits for the device.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from strategy import cache as kv
+from strategy import registry
+from strategy.attention import attention_rows, rows_of
+from strategy.backbone import Backbone, Layout, find_backbone
+from strategy.base import View
+from strategy.config import VTRConfig
+from strategy.prefill import Group, Prefill
+from strategy.record import RunRecord, Stage
+
+_engines: weakref.WeakKeyDictionary[nn.Module, Engine] = weakref.WeakKeyDictionary()
+
+
+def attach(model: nn.Module, config: VTRConfig, backbone: str | None = None, layout: Layout | None = None) -> RunRecord:
+    """Put the hooks on a model and return the record they will write.
+
+    model: a model of a known backbone; or its bare text decoder, with `layout`, for each sample a list of
+    (start, (T, H, W)), and with `backbone` where the decoder's class serves several. Raises ValueError for
+    an unknown model, a configuration that does not fit the decoder, or a model that is attached already.
+    """
+    if model in _engines:
+        raise ValueError(f"this {type(model).__name__} is being pruned already: detach it first")
+    family = find_backbone(model, backbone)
+    bare = isinstance(model, family.decoders)
+    if bare and layout is None:
+        raise ValueError(f"a bare {type(model).__name__} cannot tell where its visual tokens lie: give layout=")
+    engine = Engine(model, model if bare else family.decoder(model), family, config, layout)
+    _engines[model] = engine
+    return engine.record
+
+
+def detach(model: nn.Module) -> None:
+    """Take the hooks off again; ValueError for a model that is not attached."""
+    if model not in _engines:
+        raise ValueError(f"this {type(model).__name__} is not being pruned")
+    _engines.pop(model).remove()
+
+
+@contextmanager
+def prune(
+    model: nn.Module, config: VTRConfig, backbone: str | None = None, layout: Layout | None = None
+) -> Iterator[RunRecord]:
+    """Prune a model inside a `with`; arguments and errors are those of `attach`."""
+    record = attach(model, config, backbone, layout)
+    try:
+        yield record
+    finally:
+        detach(model)
+
+
+class Engine:
+    """The hooks on one model, and the record they write."""
+
+    def __init__(
+        self, model: nn.Module, decoder: Any, backbone: Backbone, config: VTRConfig, layout: Layout | None
+    ) -> None:
+        self.decoder, self.backbone, self.fixed_layout = decoder, backbone, layout
+        self.strategy = registry.get(config.strategy)(config) if config.enabled else None
+        self.plan = self.strategy.plan(backbone.facts(decoder)) if self.strategy else None
+        self.record = RunRecord(config.strategy if config.enabled else "unpruned", len(decoder.layers), self.plan)
+        self.layout: Layout | None = None
+        self.prefill: Prefill | None = None
+        # A pruned cache does not show which of its slots are padding: [B, L], False where they are.
+        self.real_slots: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
+        self.handles = backbone.extra_hooks(decoder)
+        if layout is None:
+            entry = backbone.entry(model)
+            self.handles.append(entry.register_forward_pre_hook(self._read_layout(model), with_kwargs=True))
+        self.handles.append(decoder.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self.handles.append(decoder.register_forward_hook(self._end, always_call=True))
+        for number, layer in enumerate(decoder.layers):
+            self.handles += self._layer_hooks(number, layer)
+        self.handles.append(decoder.layers[-1].register_forward_hook(self._finish, with_kwargs=True))
+
+    def _layer_hooks(self, number: int, layer: nn.Module) -> list[RemovableHandle]:
+        handles: list[RemovableHandle] = []
+        if self.plan and number == self.plan.reference:
+            handles.append(layer.register_forward_pre_hook(self._keep_reference))
+        if self.plan and number >= self.plan.layers[0]:
+            handles.append(layer.register_forward_pre_hook(self._narrow, with_kwargs=True))
+        if self.plan and number + 1 in self.plan.layers:
+            hook = self._prune_after(number, self.plan.layers.index(number + 1))
+            handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+        return handles
+
+    def remove(self) -> None:
+        """Take every hook off."""
+        for handle in self.handles:
+            handle.remove()
+
+    # The hooks, in the order in which one forward call meets them.
+
+    def _read_layout(self, model: nn.Module) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
+            self.layout = self.backbone.layout(model, call)
+
+        return hook
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
+        embeddings, cache = call.get("inputs_embeds"), call.get("past_key_values")
+        tokens = embeddings if embeddings is not None else call["input_ids"]
+        if kv.length(cache):
+            return self._continue(args, call, cache, tokens)
+        layout = self.layout if self.fixed_layout is None else self.fixed_layout
+        if layout is not None and any(layout):
+            self.prefill = Prefill.start(layout, tokens, call.get("attention_mask"))
+        return None
+
+    def _continue(self, args: tuple[Any, ...], call: dict[str, Any], cache: Any, tokens: Tensor) -> Any:
+        """Fit a later call's mask and cache positions, counted from the whole prompt, to a pruned cache."""
+        real = None if isinstance(cache, tuple) else self.real_slots.get(cache)
+        if real is None:
+            return None
+        held, new = kv.length(cache), tokens.shape[1]
+        mask, later = call.get("attention_mask"), held + new - real.shape[1]
+        if mask is None:
+            mask = real.new_ones(len(real), later)
+        if mask.dim() == 2:
+            call["attention_mask"] = torch.cat([real.to(mask.dtype), mask[:, -later:]], dim=1)
+        if call.get("cache_position") is not None:
+            call["cache_position"] = torch.arange(held, held + new, device=tokens.device)
+        return args, call
+
+    def _keep_reference(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.prefill is not None:
+            self.prefill.reference = args[0]
+
+    def _narrow(self, layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
+        state = self.prefill
+        if state is None or state.index is None:
+            return None
+        mask_4d = "flash" not in self.decoder.config._attn_implementation
+        for name in ("attention_mask", "position_ids", "position_embeddings", "cache_position"):
+            if name in call:
+                call[name] = state.narrow(name, call[name], mask_4d)
+        return args, call
+
+    def _prune_after(self, number: int, stage: int) -> Callable[..., Any]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> Any:
+            if self.prefill is None:
+                return None
+            first, *others = output if isinstance(output, tuple) else (output,)
+            with torch.no_grad():
+                hidden = self._prune(self.prefill, number, stage, args[0], call, first)
+            return (hidden, *others) if isinstance(output, tuple) else hidden
+
+        return hook
+
+    def _prune(
+        self, state: Prefill, number: int, stage: int, before: Tensor, call: dict[str, Any], hidden: Tensor
+    ) -> Tensor:
+        """Score, select and drop: `before` and `hidden` [B, L, C] are the input and output of a layer."""
+        assert self.strategy
+        assert self.plan
+        seen = sum(group.number.numel() for group in state.groups)
+        stays = []
+        for group in state.groups:
+            kept = self.plan.kept(group.whole)[stage]
+            first = hidden.shape[1] - group.left.shape[1]
+            if kept < group.number.shape[1]:
+                view = self._view(state, group, number, stage, before, call, hidden)
+                # A stable sort breaks ties the same way on every device, which top-k does not.
+                order = self.strategy.score(view).float().sort(dim=1, descending=True, stable=True).indices
+                stay = group.keep(order[:, :kept].sort(dim=1).values)
+            else:
+                stay = torch.arange(group.left.shape[1], device=hidden.device).expand(len(group.samples), -1)
+            stays.append(stay + first)
+        left = sum(group.number.numel() for group in state.groups)
+        state.stages.append(Stage(self.plan.layers[stage], seen, left, state.kept()))
+        return state.drop(stays, hidden) if left < seen else hidden
+
+    def _view(
+        self,
+        state: Prefill,
+        group: Group,
+        number: int,
+        stage: int,
+        before: Tensor,
+        call: dict[str, Any],
+        hidden: Tensor,
+    ) -> View:
+        layer, cache = self.decoder.layers[number], _cache_of(call)
+        visual = group.visual + hidden.shape[1] - group.left.shape[1]
+
+        def attention(rows: Tensor) -> Tensor:
+            keys = None if cache is None else state.of(group, kv.read(cache, number)[0])
+            cos, sin = self.backbone.rotary(layer, call)
+            mask = call.get("attention_mask")
+            weights = attention_rows(
+                layer,
+                state.of(group, before),
+                rows,
+                (state.of(group, cos), state.of(group, sin)),
+                keys,
+                None if mask is None else state.of(group, mask),
+            )
+            return weights.gather(3, visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
+
+        reference = None
+        if state.reference is not None:
+            reference = rows_of(state.of(group, state.reference), group.left.gather(1, group.visual))
+        return View(
+            stage=stage,
+            grids=group.grids,
+            features=rows_of(state.of(group, hidden), visual),
+            reference=reference,
+            last=state.of(group, state.last) + hidden.shape[1] - state.real.shape[1],
+            attention=attention,
+        )
+
+    def _finish(self, layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> None:
+        """Trim the cache of every layer to what is left at the end, and close the record."""
+        state, cache = self.prefill, _cache_of(call)
+        if state is None:
+            return
+        self.record.add_stages([group.whole for group in state.groups for _ in group.samples], state.stages)
+        if cache is None:
+            return
+        size = 0
+        for number in range(len(self.decoder.layers)):
+            keys, values = kv.read(cache, number)
+            # Only prunes that dropped something left a take behind.
+            before = sum(s.layer <= number and s.after < s.before for s in state.stages)
+            places = state.cache_places(before)
+            if places is not None:
+                keys, values = (tensor.take_along_dim(places[:, None, :, None], 2) for tensor in (keys, values))
+                kv.write(cache, number, keys, values)
+            size += keys.nbytes + values.nbytes
+        self.record.add_cache(len(state.real), kv.length(cache), size)
+        if state.index is not None:
+            self.real_slots[cache] = state.real_slots()
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.prefill = None
+
+
+def _cache_of(call: dict[str, Any]) -> Any:
+    """The cache among a layer's keyword arguments, whose name changed in transformers 4.56."""
+    return call.get("past_key_values", call.get("past_key_value"))
