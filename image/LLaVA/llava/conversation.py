@@ -1,0 +1,48 @@
+"""Prompt templates: how turns of a conversation become the text the model was trained on."""
+
+import copy as _copy
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Conversation:
+    """A conversation under one template; `None` as a message leaves the turn open for the model.
+
+    `messages` holds [role, message] pairs. After the system text and after each turn of the first role
+    comes `sep`; after each turn of the second role comes `sep2`.
+    """
+
+    system: str
+    roles: tuple[str, str]
+    sep: str
+    sep2: str
+    version: str
+    messages: list[list[str | None]] = field(default_factory=list)
+
+    def append_message(self, role: str, message: str | None) -> None:
+        """Add a turn."""
+        self.messages.append([role, message])
+
+    def get_prompt(self) -> str:
+        """The conversation as the text to be tokenised."""
+        text = self.system + self.sep
+        for turn, (role, message) in enumerate(self.messages):
+            text += f"{role}: {message}{(self.sep, self.sep2)[turn % 2]}" if message else f"{role}:"
+        return text
+
+    def copy(self) -> "Conversation":
+        """An independent copy, so that a template can be filled without being changed."""
+        return _copy.deepcopy(self)
+
+
+conv_vicuna_v1 = Conversation(
+    system="A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    roles=("USER", "ASSISTANT"),
+    sep=" ",
+    sep2="</s>",
+    version="v1",
+)
+
+default_conversation = conv_vicuna_v1
+conv_templates = {"default": conv_vicuna_v1, "v1": conv_vicuna_v1, "vicuna_v1": conv_vicuna_v1}

@@ -1,0 +1,167 @@
+"""The lmms-eval model `llava_vtr`: LLaVA-1.5, pruned by any strategy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.utils import Collator
+from loguru import logger
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+from transformers.cache_utils import DynamicCache
+
+import strategy
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import conv_templates
+from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
+from strategy.config import check_names, field_names
+
+# What `--model_args` may hold besides the pruning knobs, with the values it has if it does not.
+ARGUMENTS: dict[str, Any] = {
+    "pretrained": "liuhaotian/llava-v1.5-7b",
+    "device": None,
+    "device_map": None,
+    "dtype": None,
+    "batch_size": 1,
+    "attn_implementation": "sdpa",
+    "conv_template": "vicuna_v1",
+}
+GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
+
+
+class LlavaVTR(lmms):
+    """LLaVA-1.5 with visual token pruning.
+
+    Takes ARGUMENTS and the fields of `strategy.VTRConfig`, these also with `vtr_` in front. Anything
+    wrong with them or with the checkpoint ends the run with one sentence.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        try:
+            config = strategy.VTRConfig.take(arguments)
+            check_names(arguments, (*ARGUMENTS, *field_names()))
+            options = ARGUMENTS | arguments
+            if options["conv_template"] not in conv_templates:
+                raise ValueError(f"conv_template={options['conv_template']!r}: allowed are {', '.join(conv_templates)}")
+            self.template = conv_templates[options["conv_template"]]
+            self.batch_size = int(options["batch_size"])
+            self.tokenizer, self.model, self.image_processor, self.context = load_pretrained_model(
+                options["pretrained"],
+                device=options["device"],
+                device_map=options["device_map"],
+                dtype=options["dtype"] and getattr(torch, options["dtype"]),
+                attn_implementation=options["attn_implementation"],
+            )
+            self.record = strategy.attach(self.model, config)
+        except ValueError as error:
+            # lmms-eval would bury this under its own traceback.
+            raise SystemExit(f"llava_vtr: {error}") from None
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answer each request, in order."""
+        # Requests with the same generation arguments share a batch, long prompts first.
+        collator = Collator(
+            [request.args for request in requests], lambda args: (-len(args[0]), args[0]), grouping=True
+        )
+        answers: list[str] = []
+        with tqdm(total=len(requests), desc="Model Responding", disable=self.rank != 0) as bar:
+            for chunk in collator.get_batched(n=self.batch_size):
+                contexts, arguments, doc_to_visual, doc_ids, tasks, splits = zip(*chunk, strict=True)
+                pictures = [self._pictures(*place) for place in zip(doc_to_visual, tasks, splits, doc_ids, strict=True)]
+                answers += self._generate(contexts, pictures, dict(arguments[0]))
+                bar.update(len(chunk))
+        logger.info(f"llava_vtr {self.record.summary()}")
+        return collator.get_original(answers)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """For each request the mean negative log-likelihood of its continuation, and whether it is greedy.
+
+        lmms-eval takes the smallest number for the best, so this is the loss as its own models return it.
+        The prompt alone is prefilled and pruned, as in generation; the continuation follows on the cache.
+        """
+        results = []
+        for request in tqdm(requests, desc="Model Responding", disable=self.rank != 0):
+            context, doc_to_target, doc_to_visual, doc_id, task, split = request.args
+            target = (
+                doc_to_target if isinstance(doc_to_target, str) else doc_to_target(self.task_dict[task][split][doc_id])
+            )
+            pictures = self._pictures(doc_to_visual, task, split, doc_id)
+            prompt = self._tokenize(context, len(pictures), None)
+            continuation = self._tokenize(context, len(pictures), target)[len(prompt) :].to(self.model.device)
+            results.append(self._score(prompt, pictures, continuation))
+        logger.info(f"llava_vtr {self.record.summary()}")
+        return results
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not supported: LLaVA-1.5 is evaluated in single turns."""
+        raise NotImplementedError("llava_vtr answers single questions; tasks of several rounds are not supported")
+
+    def _pictures(self, doc_to_visual: Any, task: str, split: str, doc_id: int) -> list[Image.Image]:
+        try:
+            visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
+            return [visual.convert("RGB") for visual in visuals]
+        except (OSError, ValueError, SyntaxError) as error:
+            raise SystemExit(f"llava_vtr: task {task}, question {doc_id}: unreadable image ({error})") from error
+
+    def _tokenize(self, context: str, pictures: int, answer: str | None) -> Tensor:
+        if DEFAULT_IMAGE_TOKEN not in context:
+            context = " ".join([DEFAULT_IMAGE_TOKEN] * pictures) + "\n" * bool(pictures) + context
+        conversation = self.template.copy()
+        conversation.append_message(conversation.roles[0], context)
+        conversation.append_message(conversation.roles[1], answer)
+        return tokenizer_image_token(conversation.get_prompt(), self.tokenizer, return_tensors="pt")
+
+    def _pixels(self, pictures: Sequence[Image.Image]) -> Tensor | None:
+        return process_images(list(pictures), self.image_processor, self.model.config) if pictures else None
+
+    def _generate(
+        self, contexts: Sequence[str], pictures: Sequence[list[Image.Image]], arguments: dict[str, Any]
+    ) -> list[str]:
+        until = arguments.pop("until", [])
+        stops = [until] if isinstance(until, str) else list(until)
+        options = {"max_new_tokens": 1024, "temperature": 0, "top_p": None, "num_beams": 1} | {
+            name: arguments[name] for name in GENERATION if name in arguments
+        }
+        sample = options["temperature"] > 0
+        if not sample:
+            del options["temperature"], options["top_p"]
+        prompts = [self._tokenize(text, len(own), None) for text, own in zip(contexts, pictures, strict=True)]
+        ids = torch.nn.utils.rnn.pad_sequence([prompt.flip(0) for prompt in prompts], batch_first=True).flip(1)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        mask = torch.arange(ids.shape[1]).flip(0) < lengths[:, None]
+        new = self.model.generate(
+            ids,
+            images=self._pixels([picture for own in pictures for picture in own]),
+            attention_mask=mask,
+            do_sample=sample,
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+            **options,
+        )
+        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        for stop in filter(None, stops):
+            texts = [text.split(stop)[0] for text in texts]
+        return [text.strip() for text in texts]
+
+    @torch.no_grad()
+    def _score(self, prompt: Tensor, pictures: list[Image.Image], continuation: Tensor) -> tuple[float, bool]:
+        embeddings, mask, layout = self.model.embed_prompts(
+            prompt[None].to(self.model.device), None, self._pixels(pictures)
+        )
+        cache = DynamicCache()
+        first = self.model(
+            inputs_embeds=embeddings, attention_mask=mask, visual_layout=layout, past_key_values=cache, use_cache=True
+        )
+        mask = torch.cat([mask, mask.new_ones(1, len(continuation) - 1)], dim=1)
+        logits = first.logits[:, -1:]
+        if len(continuation) > 1:
+            later = self.model(
+                input_ids=continuation[None, :-1], attention_mask=mask, past_key_values=cache, use_cache=True
+            )
+            logits = torch.cat([logits, later.logits], dim=1)
+        loss = torch.nn.functional.cross_entropy(logits[0], continuation)
+        return float(loss), bool((logits[0].argmax(-1) == continuation).all())
