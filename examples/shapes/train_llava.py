@@ -1,0 +1,174 @@
+"""Train `shapes-llava` from scratch and write it in the original LLaVA-1.5 format."""
+
+import functools
+import io
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+)
+
+import training
+import world
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.mm_utils import tokenizer_image_token
+
+TOWER = CLIPVisionConfig(
+    hidden_size=192, intermediate_size=704, num_hidden_layers=5, num_attention_heads=6, image_size=336, patch_size=14
+)
+VOCABULARY = 576
+DECODER = {
+    "hidden_size": 192,
+    "intermediate_size": 480,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+
+
+def prompt(question: str, answer: str | None) -> str:
+    """A question about one picture as a Vicuna conversation."""
+    conversation = conv_templates["vicuna_v1"].copy()
+    conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{question}")
+    conversation.append_message(conversation.roles[1], answer)
+    return conversation.get_prompt()
+
+
+def train_tokenizer(folder: Path) -> LlamaTokenizer:
+    """A sentencepiece tokeniser of the few words this world needs, with bytes for everything else."""
+    questions = set()
+    for seed in range(20):
+        scenes = world.sample_scenes(64, world.FIRST_TRAINING_SEED + seed)
+        questions |= {(q.text, q.answer) for i in range(64) for q in world.questions(scenes, i)}
+    corpus = [prompt(text, answer).replace("</s>", "").replace(DEFAULT_IMAGE_TOKEN, "") for text, answer in questions]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sorted(corpus)),
+        model_writer=model,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["What", "How", "Is", "Where"],
+        minloglevel=2,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return LlamaTokenizer(str(folder / "tokenizer.model"), legacy=True, model_max_length=2048, pad_token="<unk>")
+
+
+class LlavaStudent(training.Student):
+    """A CLIP tower, a two-layer projector and a Llama decoder."""
+
+    grid = (24, 24)
+    visual_width = TOWER.hidden_size
+
+    def __init__(self, tokenizer: LlamaTokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.processor = CLIPImageProcessor(
+            size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, do_convert_rgb=True
+        )
+        self.tower = CLIPVisionModel(TOWER)
+        self.decoder = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **DECODER))
+        for layer in self.decoder.model.layers:
+            # transformers 4.37 cuts the rotary table to the sequence's length, but a subset of the
+            # visual tokens keeps its positions, which reach beyond that.
+            layer.self_attn.rotary_emb.register_forward_pre_hook(
+                lambda module, args, kwargs: (args, {"seq_len": module.max_position_embeddings}), with_kwargs=True
+            )
+        width = self.decoder.config.hidden_size
+        self.projector = nn.Sequential(nn.Linear(TOWER.hidden_size, width), nn.GELU(), nn.Linear(width, width))
+        ids = tokenizer_image_token(prompt("?", None), tokenizer)
+        self.register_buffer("before", torch.tensor(ids[: ids.index(IMAGE_TOKEN_INDEX)]), persistent=False)
+        for name in ("image_mean", "image_std"):
+            self.register_buffer(name, torch.tensor(getattr(self.processor, name)).view(3, 1, 1), persistent=False)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        pixels = (pictures - self.image_mean) / self.image_std
+        return self.tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+
+    def answer(self, features: Tensor, kept: Tensor, text: training.Packed) -> Tensor:
+        batch, count, start = len(features), features.shape[1], len(self.before)
+        shown = features.gather(1, kept[:, :, None].expand(-1, -1, features.shape[2]))
+        embed = self.decoder.get_input_embeddings()
+        embeddings = torch.cat(
+            [embed(self.before).expand(batch, -1, -1), self.projector(shown), embed(text.ids)], dim=1
+        )
+        head = torch.arange(start, device=kept.device).expand(batch, -1)
+        positions = torch.cat([head, start + kept, start + count + text.position], dim=1)
+        before = start + kept.shape[1]
+        hidden = self.decoder.model(
+            inputs_embeds=embeddings, attention_mask=text.mask(before).to(embeddings.dtype), position_ids=positions
+        ).last_hidden_state
+        return self.decoder.lm_head(hidden[:, before:])
+
+    @functools.cache  # noqa: B019  one student lives as long as the script
+    def tokens(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        asked = tokenizer_image_token(prompt(question, None), self.tokenizer)
+        whole = tokenizer_image_token(prompt(question, answer), self.tokenizer)
+        assert whole[: len(asked)] == asked, "the answer must not change how its question is tokenised"
+        return asked[asked.index(IMAGE_TOKEN_INDEX) + 1 :], whole[len(asked) :]
+
+    def tower_parameters(self) -> Iterable[nn.Parameter]:
+        return self.tower.parameters()
+
+    def export(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        tower_folder = folder / "vision_tower"
+        self.tower.half().save_pretrained(tower_folder)
+        self.processor.save_pretrained(tower_folder)
+        self.tokenizer.save_pretrained(folder)
+        projector = {f"model.mm_projector.{name}": tensor for name, tensor in self.projector.state_dict().items()}
+        weights = self.decoder.state_dict() | projector
+        halves = {name: tensor.half().contiguous().cpu() for name, tensor in weights.items()}
+        save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
+        config = self.decoder.config.to_diff_dict() | {
+            "architectures": ["LlavaLlamaForCausalLM"],
+            "model_type": "llava",
+            "torch_dtype": "float16",
+            "mm_vision_tower": tower_folder.name,
+            "mm_hidden_size": TOWER.hidden_size,
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_vision_select_layer": -1,
+            "mm_vision_select_feature": "patch",
+            "mm_use_im_start_end": False,
+            "mm_use_im_patch_token": False,
+            "image_aspect_ratio": "pad",
+            "tokenizer_model_max_length": 2048,
+            "use_mm_proj": True,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_length": 2048}
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def main() -> None:
+    """Train and export."""
+    options = training.options(__doc__)
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(Path(options.work))
+    training.Run(LlavaStudent(tokenizer), options).train()
+
+
+if __name__ == "__main__":
+    main()
