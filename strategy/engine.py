@@ -229,7 +229,8 @@ class Engine:
         state, cache = self.prefill, _cache_of(call)
         if state is None:
             return
-        self.record.add_stages([group.whole for group in state.groups for _ in group.samples], state.stages)
+        visual = [group.whole for group in state.groups for _ in group.samples if group.whole]
+        self.record.add_stages(visual, state.stages)
         if cache is None:
             return
         size = 0
@@ -242,7 +243,7 @@ class Engine:
                 keys, values = (tensor.take_along_dim(places[:, None, :, None], 2) for tensor in (keys, values))
                 kv.write(cache, number, keys, values)
             size += keys.nbytes + values.nbytes
-        self.record.add_cache(len(state.real), kv.length(cache), size)
+        self.record.add_cache(len(visual), kv.length(cache), size / len(state.real))
         if state.index is not None:
             self.real_slots[cache] = state.real_slots()
 

@@ -40,12 +40,12 @@ class RunRecord:
     kept_sum: list[int] = field(default_factory=list)
     token_layers: int = 0
     cache_length_sum: int = 0
-    cache_bytes_sum: int = 0
+    cache_bytes_sum: float = 0
 
     def add_stages(self, visual: list[int], stages: list[Stage]) -> None:
         """Count a finished prefill of samples with so many visual tokens each."""
         self.stages = stages
-        self.samples += sum(count > 0 for count in visual)
+        self.samples += len(visual)
         self.visual_sum += sum(visual)
         self.kept_sum = self.kept_sum or [0] * len(stages)
         tokens, from_layer = sum(visual), 0
@@ -55,10 +55,10 @@ class RunRecord:
             tokens, from_layer = stage.after, stage.layer
         self.token_layers += tokens * (self.depth - from_layer)
 
-    def add_cache(self, samples: int, length: int, size: int) -> None:
-        """Count the cache a finished prefill left: its length, and its size in bytes."""
+    def add_cache(self, samples: int, length: int, size: float) -> None:
+        """Count the cache a finished prefill left: its length, and its size in bytes a sample."""
         self.cache_length_sum += samples * length
-        self.cache_bytes_sum += size
+        self.cache_bytes_sum += samples * size
 
     def means(self) -> dict[str, float | list[float]]:
         """The sums a sample: tokens, tokens kept, mean tokens a layer, cache length, cache bytes."""

@@ -54,7 +54,7 @@ def test_nothing_given_is_left_to_the_strategy():
     ],
 )
 def test_what_is_wrong_is_named_with_what_is_allowed(arguments, words):
-    with pytest.raises(ValueError, match="allowed|one of the two|want one number") as error:
+    with pytest.raises(ValueError, match=r"allowed|one of the two|want one number") as error:
         VTRConfig(**arguments)
     assert all(word in str(error.value) for word in words), error.value
 

@@ -30,6 +30,7 @@ ARGUMENTS: dict[str, Any] = {
     "attn_implementation": "sdpa",
     "conv_template": "vicuna_v1",
 }
+DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
 
 
@@ -48,13 +49,15 @@ class LlavaVTR(lmms):
             options = ARGUMENTS | arguments
             if options["conv_template"] not in conv_templates:
                 raise ValueError(f"conv_template={options['conv_template']!r}: allowed are {', '.join(conv_templates)}")
+            if options["dtype"] not in DTYPES:
+                raise ValueError(f"dtype={options['dtype']!r}: allowed are {', '.join(filter(None, DTYPES))}")
             self.template = conv_templates[options["conv_template"]]
             self.batch_size = int(options["batch_size"])
             self.tokenizer, self.model, self.image_processor, self.context = load_pretrained_model(
                 options["pretrained"],
                 device=options["device"],
                 device_map=options["device_map"],
-                dtype=options["dtype"] and getattr(torch, options["dtype"]),
+                dtype=DTYPES[options["dtype"]],
                 attn_implementation=options["attn_implementation"],
             )
             self.record = strategy.attach(self.model, config)

@@ -1,8 +1,8 @@
 """Loading a checkpoint in LLaVA-1.5's original format."""
 
 import json
-import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from huggingface_hub import snapshot_download
@@ -37,24 +37,24 @@ def load_pretrained_model(
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     folder = find_folder(model_path)
     config = read_config(folder)
-    check_weights(folder)
+    found = {name for name in check_files(folder, "tokenizer.model") if not name.endswith(DERIVED)}
     try:
-        model, report = LlavaLlamaForCausalLM.from_pretrained(
+        model = LlavaLlamaForCausalLM.from_pretrained(
             folder,
             config=config,
             torch_dtype=dtype,
             low_cpu_mem_usage=True,
             device_map=device_map,
             attn_implementation=attn_implementation,
-            output_loading_info=True,
         )
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: the weights cannot be loaded: {error}") from error
-    missing = report["missing_keys"]
-    left_over = [key for key in report["unexpected_keys"] if not key.endswith(DERIVED)]
-    if missing or left_over:
-        found = f"missing {missing or 'none'}, left over {left_over or 'none'}"
-        raise ValueError(f"{folder}: the weights do not fit config.json: {found}")
+    # transformers 4.37 takes the tensors of a model that is not yet in memory for tied ones, and then
+    # reports no missing key; so the names are compared here.
+    wanted = set(model.state_dict())
+    if wanted != found:
+        missing, left_over = sorted(wanted - found) or "none", sorted(found - wanted) or "none"
+        raise ValueError(f"{folder}: the weights do not fit config.json: missing {missing}, left over {left_over}")
     model.model.vision_tower = load_tower(folder, config, dtype)
     if device_map is None:
         model.to(device)
@@ -95,33 +95,41 @@ def read_config(folder: Path) -> LlavaConfig:
     return LlavaConfig.from_dict(values)
 
 
-def check_weights(folder: Path) -> None:
-    """Raise ValueError that names the weight file which is missing, cut off or no weight file at all."""
+def check_files(folder: Path, *others: str) -> set[str]:
+    """The names of all weights in a folder that holds whole weight files and these others beside them.
+
+    Raises ValueError that names the file which is missing, cut off, or holds more than tensors.
+    """
+    for name in others:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name}: missing; the checkpoint is incomplete")
     indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
     if indices:
-        names = set(json.loads(indices[0].read_text())["weight_map"].values())
-        files = [folder / name for name in sorted(names)]
+        files = sorted({folder / name for name in json.loads(indices[0].read_text())["weight_map"].values()})
     else:
         files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")][:1]
     if not files:
         raise ValueError(f"{folder}: no weights (*.safetensors or *.bin) in this folder")
+    names: set[str] = set()
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: missing; the checkpoint is incomplete")
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, "pt"):
-                    pass
-            except SafetensorError as error:
-                raise ValueError(f"{file}: damaged or cut off ({error})") from error
-        elif not zipfile.is_zipfile(file):
-            raise ValueError(f"{file}: damaged or cut off (not a PyTorch archive)")
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as tensors:
+                    names.update(tensors.keys())
+            else:
+                names.update(torch.load(file, map_location="meta", weights_only=True))
+        except (SafetensorError, RuntimeError, EOFError, UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{file}: damaged, cut off, or more than tensors ({reason})") from error
+    return names
 
 
 def load_tower(folder: Path, config: LlavaConfig, dtype: torch.dtype) -> CLIPVisionTower:
     """The vision tower that a configuration names: a folder in the checkpoint, any folder, or a hub id."""
     inside = folder / config.mm_vision_tower
     tower = inside if inside.is_dir() else find_folder(config.mm_vision_tower)
-    check_weights(tower)
+    check_files(tower, "config.json", "preprocessor_config.json")
     keep_class = getattr(config, "mm_vision_select_feature", "patch") == "cls_patch"
     return CLIPVisionTower(tower, config.mm_vision_select_layer, keep_class, dtype)

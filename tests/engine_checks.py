@@ -1,0 +1,336 @@
+"""What the engine owes every backbone: one matrix of backbones, strategies and batch layouts.
+
+A backbone's tests import everything from here and give a fixture `family`, a `Family`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import strategy
+from strategy import VTRConfig
+from strategy.cache import length as cache_length
+from strategy.cache import read as cache_read
+
+TOLERANCE = {"rtol": 0, "atol": 1e-4}
+STEPS = 3
+
+
+class Family(Protocol):
+    """A backbone's tiny random decoder and how it is called."""
+
+    name: str
+
+    def decoder(self, attention: str) -> Any:
+        """A random decoder, the same one at each call, in float32."""
+
+    def cache(self) -> Any:
+        """An empty cache."""
+
+    def run(self, decoder: Any, embeddings: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+        """The last hidden state of a forward call; mask [B, S] and positions [B, S] as for text."""
+
+
+@dataclass
+class Batch:
+    """Prompts with visual spans: embeddings [B, S, C], mask [B, S] or None, and the layout."""
+
+    embeddings: Tensor
+    mask: Tensor | None
+    layout: list[list[tuple[int, tuple[int, int, int]]]]
+
+    def positions(self, more: int = 0) -> Tensor:
+        """Position ids of the prompts and `more` later tokens, counting real tokens only."""
+        real = torch.ones(self.embeddings.shape[:2]) if self.mask is None else self.mask
+        real = torch.cat([real, torch.ones(len(real), more)], dim=1)
+        return (real.cumsum(1) - 1).clamp(min=0).long()
+
+    def visual(self, sample: int) -> Tensor:
+        """Indices of a sample's visual tokens."""
+        spans = self.layout[sample]
+        return torch.tensor([i for start, grid in spans for i in range(start, start + math.prod(grid))]).long()
+
+
+# For each sample its spans; then its padding on the left and on the right.
+SMALL, WIDE = (1, 6, 7), (1, 5, 9)
+LAYOUTS = {
+    "one image": ([[(5, SMALL)]], None),
+    "two images and text between": ([[(3, SMALL), (50, WIDE)]], None),
+    "images at different places": ([[(5, SMALL)], [(40, SMALL)]], None),
+    "images of different size": ([[(5, SMALL)], [(9, WIDE)], [(2, (1, 8, 8))]], None),
+    "one sample without an image": ([[(5, SMALL)], []], None),
+    "padded on the left": ([[(5, SMALL)], [(20, WIDE)], []], [(0, 0), (11, 0), (30, 0)]),
+    "padded on the right": ([[(5, SMALL)], [(20, WIDE)]], [(0, 0), (0, 7)]),
+}
+
+
+def make(name: str, width: int) -> Batch:
+    """The batch of that name, with random embeddings."""
+    layout, padding = LAYOUTS[name]
+    length = 110
+    generator = torch.Generator().manual_seed(len(name))
+    mask = None
+    if padding:
+        at = torch.arange(length)
+        mask = torch.stack([(at >= left) & (at < length - right) for left, right in padding]).long()
+    return Batch(torch.randn(len(layout), length, width, generator=generator), mask, layout)
+
+
+def masked_oracle(family: Family, decoder: Any, batch: Batch, later: Tensor, stages: list[Any]) -> Tensor:
+    """The stock decoder on the whole sequence, with a mask a layer that hides what is pruned there.
+
+    Later tokens see the final kept set at every layer, since the whole cache is trimmed to it.
+    """
+    embeddings = torch.cat([batch.embeddings, later], dim=1)
+    samples, prompt, total = len(embeddings), batch.embeddings.shape[1], embeddings.shape[1]
+    real = torch.ones(samples, total, dtype=torch.bool)
+    if batch.mask is not None:
+        real[:, :prompt] = batch.mask.bool()
+
+    def alive(done: list[Any]) -> Tensor:
+        there = real.clone()
+        for sample in range(samples):
+            visual = batch.visual(sample)
+            if done:
+                there[sample, visual] = False
+                there[sample, visual[done[-1].kept[sample]]] = True
+        return there
+
+    def hook_for(number: int) -> Any:
+        keys = alive([stage for stage in stages if stage.layer <= number])[:, None].repeat(1, total, 1)
+        keys[:, prompt:] = alive(stages)[:, None]
+        keys = (keys & torch.ones(total, total).tril().bool()) | torch.eye(total, dtype=torch.bool)
+        bias = torch.zeros(samples, 1, total, total).masked_fill(~keys[:, None], torch.finfo(torch.float32).min)
+
+        def hook(layer: nn.Module, args: Any, call: dict[str, Any]) -> Any:
+            return args, call | {"attention_mask": bias}
+
+        return hook
+
+    handles = [
+        layer.register_forward_pre_hook(hook_for(number), with_kwargs=True)
+        for number, layer in enumerate(decoder.layers)
+    ]
+    try:
+        return family.run(decoder, embeddings, None, batch.positions(later.shape[1]), None)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def left_of(batch: Batch, sample: int, stage: Any) -> Tensor:
+    """Indices in the whole prompt of what is left of a sample after a stage."""
+    gone = set(batch.visual(sample).tolist()) - set(batch.visual(sample)[stage.kept[sample]].tolist())
+    return torch.tensor([i for i in range(batch.embeddings.shape[1]) if i not in gone])
+
+
+def all_hooks(model: nn.Module) -> int:
+    """How many hooks hang on a model, of whatever kind."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+    return sum(len(getattr(module, name)) for module in model.modules() for name in names)
+
+
+@pytest.fixture(params=LAYOUTS)
+def batch(request: pytest.FixtureRequest, family: Family) -> Batch:
+    return make(request.param, family.decoder("sdpa").config.hidden_size)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", strategy.available())
+def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, batch, name, attention):
+    decoder = family.decoder(attention)
+    samples, prompt, width = batch.embeddings.shape
+    later = torch.randn(samples, STEPS, width, generator=torch.Generator().manual_seed(1))
+    positions, cache = batch.positions(STEPS), family.cache()
+    config = VTRConfig(strategy=name, keep_tokens=[20, 12, 5])
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
+        hidden = family.run(decoder, batch.embeddings, batch.mask, positions[:, :prompt], cache)
+        steps = []
+        for step in range(STEPS):
+            upto = prompt + step + 1
+            mask = None if batch.mask is None else torch.cat([batch.mask, batch.mask.new_ones(samples, step + 1)], 1)
+            new = later[:, step : step + 1]
+            steps.append(family.run(decoder, new, mask, positions[:, upto - 1 : upto], cache))
+    expected = masked_oracle(family, decoder, batch, later, run.stages)
+    left = [left_of(batch, sample, run.stages[-1]) for sample in range(samples)]
+    assert hidden.shape[1] == max(map(len, left))
+    assert {cache_read(cache, layer)[0].shape[2] for layer in range(len(decoder.layers))} == {
+        hidden.shape[1] + STEPS
+    }, "every layer must hold the final kept set"
+    for sample, index in enumerate(left):
+        real = slice(None) if batch.mask is None else batch.mask[sample, index].bool()
+        torch.testing.assert_close(hidden[sample, -len(index) :][real], expected[sample, index][real], **TOLERANCE)
+    if batch.mask is None or batch.mask[:, -1].all():
+        torch.testing.assert_close(torch.cat(steps, dim=1), expected[:, prompt:], **TOLERANCE)
+    assert torch.isfinite(hidden).all()
+
+
+@pytest.mark.parametrize("name", strategy.available())
+def test_each_sample_of_a_batch_keeps_what_it_would_keep_alone(family, batch, name):
+    decoder = family.decoder("sdpa")
+    config = VTRConfig(strategy=name, keep_tokens=[20, 12, 5])
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as together:
+        family.run(decoder, batch.embeddings, batch.mask, batch.positions(), None)
+    for sample, spans in enumerate(batch.layout):
+        real = slice(None) if batch.mask is None else batch.mask[sample].bool()
+        pad = 0 if batch.mask is None else int(batch.mask[sample].argmax())
+        alone = Batch(batch.embeddings[sample : sample + 1, real], None, [[(at - pad, grid) for at, grid in spans]])
+        with strategy.prune(decoder, config, backbone=family.name, layout=alone.layout) as run:
+            family.run(decoder, alone.embeddings, None, alone.positions(), None)
+        for stage, single in zip(together.stages, run.stages, strict=False):
+            assert torch.equal(stage.kept[sample], single.kept[0])
+        assert run.stages or not spans
+
+
+def test_sdpa_and_eager_keep_the_same_tokens(family, batch):
+    kept = []
+    for attention in ("sdpa", "eager"):
+        decoder = family.decoder(attention)
+        with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=batch.layout) as run:
+            family.run(decoder, batch.embeddings, batch.mask, batch.positions(), family.cache())
+        kept.append([tensor for stage in run.stages for tensor in stage.kept])
+    assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+
+
+def test_the_record_says_what_was_kept(family):
+    batch = make("images of different size", family.decoder("sdpa").config.hidden_size)
+    decoder, cache = family.decoder("sdpa"), family.cache()
+    config = VTRConfig(keep_tokens=[20, 12, 5], prune_layer=[1, 3, 6])
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
+        family.run(decoder, batch.embeddings, None, batch.positions(), cache)
+    whole = [42, 45, 64]
+    shares = decoder_shares(family)
+    kept = [[min(n, max(1, math.floor(b / 576 * n))) if shares else b for n in whole] for b in (20, 12, 5)]
+    assert [stage.layer for stage in run.stages] == [1, 3, 6]
+    assert [stage.before for stage in run.stages] == [sum(whole), sum(kept[0]), sum(kept[1])]
+    assert [stage.after for stage in run.stages] == [sum(stage) for stage in kept]
+    assert [[len(tensor) for tensor in stage.kept] for stage in run.stages] == kept
+    for stage in run.stages:
+        assert all(torch.equal(tensor, tensor.unique()) for tensor in stage.kept), "in their original order"
+    means = run.means()
+    layers = len(decoder.layers)
+    per_layer = [sum(whole), *[sum(kept[0])] * 2, *[sum(kept[1])] * 3, *[sum(kept[2])] * (layers - 6)]
+    assert means["tokens_per_layer"] == pytest.approx(sum(per_layer) / layers / 3)
+    held = sum(tensor.nbytes for layer in range(layers) for tensor in cache_read(cache, layer))
+    assert (means["cache_bytes"], means["cache_length"]) == (held / 3, cache_length(cache))
+    assert "[1, 3, 6]" in run.summary()
+
+
+def decoder_shares(family: Family) -> bool:
+    """Whether budgets are shares of a sample's own tokens on this backbone."""
+    from strategy.backbone import _backbones
+
+    return _backbones[family.name].own_size
+
+
+@pytest.mark.parametrize("config", [VTRConfig(enabled=False), VTRConfig(retain_ratio=1.0), VTRConfig(keep_tokens=4096)])
+def test_keeping_everything_is_the_stock_model_to_the_last_bit(family, batch, config):
+    decoder = family.decoder("sdpa")
+    stock = family.run(decoder, batch.embeddings, batch.mask, batch.positions(), family.cache())
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
+        hidden = family.run(decoder, batch.embeddings, batch.mask, batch.positions(), family.cache())
+    assert torch.equal(hidden, stock)
+    assert all(stage.before == stage.after for stage in run.stages)
+    assert run.means()["cache_length"] == batch.embeddings.shape[1]
+
+
+def test_text_alone_is_the_stock_model_to_the_last_bit(family):
+    batch = make("one image", family.decoder("sdpa").config.hidden_size)
+    decoder = family.decoder("sdpa")
+    stock = family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+    with strategy.prune(decoder, VTRConfig(), backbone=family.name, layout=[[]]) as run:
+        hidden = family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+    assert torch.equal(hidden, stock)
+    assert (run.samples, run.stages) == (0, [])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_afterwards_the_model_is_the_stock_one(family, fails):
+    batch = make("one image", family.decoder("sdpa").config.hidden_size)
+    decoder = family.decoder("sdpa")
+    stock = family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+    methods = {name: getattr(module, "forward") for name, module in decoder.named_modules()}  # noqa: B009
+
+    def fail(*_: Any) -> None:
+        raise KeyError("in the middle of a layer")
+
+    config = VTRConfig(keep_tokens=[20, 12, 5], prune_layer=[1, 3, 6])
+    try:
+        with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout):
+            broken = decoder.layers[4].mlp.register_forward_hook(fail) if fails else None
+            family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+    except KeyError:
+        broken.remove()
+    assert all_hooks(decoder) == 0
+    assert methods == {name: getattr(module, "forward") for name, module in decoder.named_modules()}  # noqa: B009
+    again = family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+    assert torch.equal(again, stock)
+
+
+def test_a_failed_call_leaves_nothing_for_the_next_one(family):
+    batch = make("one image", family.decoder("sdpa").config.hidden_size)
+    decoder = family.decoder("sdpa")
+    config = VTRConfig(keep_tokens=[20, 12, 5])
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
+        first = family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+        broken = decoder.layers[-1].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+        broken.remove()
+        assert torch.equal(family.run(decoder, batch.embeddings, None, batch.positions(), family.cache()), first)
+    assert run.samples == 2
+
+
+def test_attaching_twice_is_refused(family):
+    decoder = family.decoder("sdpa")
+    strategy.attach(decoder, VTRConfig(), backbone=family.name, layout=[[]])
+    try:
+        with pytest.raises(ValueError, match="already"):
+            strategy.attach(decoder, VTRConfig(), backbone=family.name, layout=[[]])
+    finally:
+        strategy.detach(decoder)
+    with pytest.raises(ValueError, match="not being pruned"):
+        strategy.detach(decoder)
+
+
+def test_what_does_not_fit_is_refused_and_leaves_no_hook(family):
+    decoder = family.decoder("sdpa")
+    for config, layout, words in [
+        (VTRConfig(prune_layer=[1, 2, 99]), [[]], "layers"),
+        (VTRConfig(), None, "layout"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            strategy.attach(decoder, config, backbone=family.name, layout=layout)
+        assert all_hooks(decoder) == 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        ([[(5, (1, 6, 7))], []], "2 samples"),
+        ([[(100, (1, 6, 7))]], "must follow"),
+        ([[(5, (1, 6, 7)), (20, (1, 5, 5))]], "inside another"),
+        ([[(5, (1, 0, 7))]], "from 1 up"),
+        ([[(-3, (1, 6, 7))]], "begins before"),
+    ],
+)
+def test_a_layout_that_does_not_fit_the_prompt_is_refused(family, layout, words):
+    decoder = family.decoder("sdpa")
+    batch = make("one image", decoder.config.hidden_size)
+    with (
+        strategy.prune(decoder, VTRConfig(), backbone=family.name, layout=layout),
+        pytest.raises(ValueError, match=words),
+    ):
+        family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+    assert all_hooks(decoder) == 0
+
+
+def test_an_unknown_model_is_told_what_is_known(family):
+    with pytest.raises(ValueError, match=rf"Linear belongs to no backbone .*{family.name}.*register_backbone"):
+        strategy.attach(nn.Linear(2, 2), VTRConfig())
+    with pytest.raises(ValueError, match="backbone='nothing': allowed are"):
+        strategy.attach(nn.Linear(2, 2), VTRConfig(), backbone="nothing")

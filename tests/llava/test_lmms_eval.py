@@ -1,0 +1,158 @@
+"""The lmms-eval model: what people type, what they get, and what they are told when it is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value, load_dataset
+from lmms_eval.api.instance import Instance
+from lmms_eval.evaluator import simple_evaluate
+from lmms_eval.models import get_model
+from lmms_eval.tasks import TaskManager
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "examples/shapes/checkpoints/shapes-llava"
+TASKS = ROOT / "examples/shapes/tasks"
+QUESTIONS = load_dataset("parquet", data_files={"test": str(TASKS / "shapes_test.parquet")})["test"]
+
+
+def load(knobs):
+    return get_model("llava_vtr").create_from_arg_string(f"pretrained={CHECKPOINT},device=cpu,{knobs}")
+
+
+def command_line(tmp_path, arguments, tasks="shapes"):
+    command = [sys.executable, "-m", "lmms_eval", "--model", "llava_vtr", "--model_args", arguments]
+    command += ["--tasks", tasks, "--include_path", str(TASKS), "--limit", "3", "--batch_size", "1"]
+    command += ["--output_path", str(tmp_path / "results")]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "layers", "kept"),
+    [
+        ("strategy=clse,keep_tokens=192", (1, 4, 8), (330, 210, 62)),
+        ("strategy=clse,keep_tokens=64,prune_layer=[1,5,9],ref_layers=[0]", (1, 5, 9), (110, 70, 20)),
+        ("strategy=clse,retain_ratio=0.112,clse_cutoff_ratio=0.2,clse_temp=0.05", (1, 4, 8), (110, 70, 20)),
+        ("vtr_strategy=random,vtr_keep_tokens=128,vtr_prune_layer=1;5;9,vtr_ref_layers=0", (1, 5, 9), (220, 140, 41)),
+    ],
+)
+def test_the_knobs_work_as_typed(knobs, layers, kept):
+    plan = load(knobs).record.plan
+    assert (plan.layers, plan.kept(576)) == (layers, kept)
+
+
+def test_enabled_false_is_the_unpruned_baseline():
+    assert load("enabled=False").record.plan is None
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ("keep_token=192", "unknown argument 'keep_token': did you mean 'keep_tokens'"),
+        ("keep_tokens=192,retain_ratio=0.3", "give one of the two"),
+        ("prune_layer=[1,5,12]", "the decoder has 12 layers"),
+        ("conv_template=chatty", "conv_template='chatty': allowed are"),
+        ("dtype=float17", "dtype='float17': allowed are"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(knobs, words):
+    with pytest.raises(SystemExit) as stop:
+        load(knobs)
+    assert str(stop.value).startswith("llava_vtr: ")
+    assert words in str(stop.value)
+
+
+def answers(lm, **options):
+    manager = TaskManager(include_path=str(TASKS), model_name="llava_vtr")
+    results = simple_evaluate(model=lm, tasks=["shapes"], task_manager=manager, limit=10, log_samples=True, **options)
+    return [sample["filtered_resps"] for sample in results["samples"]["shapes"]]
+
+
+@pytest.mark.parametrize("knobs", ["enabled=False", "keep_tokens=64"])
+def test_a_batch_gives_the_answers_of_single_questions(knobs):
+    assert answers(load(knobs)) == answers(load(f"{knobs},batch_size=4"))
+
+
+def loglikelihood(lm, number, target):
+    lm.task_dict = {"shapes": {"test": QUESTIONS}}
+    place = (QUESTIONS[number]["question"], target, lambda doc: [doc["image"]], number, "shapes", "test")
+    metadata = {"task": "shapes", "doc_id": number, "repeats": 1}
+    return lm.loglikelihood([Instance(request_type="loglikelihood", arguments=place, idx=0, metadata=metadata)])[0]
+
+
+@pytest.mark.parametrize("knobs", ["enabled=False", "keep_tokens=64"])
+def test_loglikelihood_agrees_with_generation(knobs):
+    lm = load(knobs)
+    for number, [answer] in enumerate(answers(lm)[:3]):
+        loss, greedy = loglikelihood(lm, number, answer)
+        assert greedy
+        assert all(loss < loglikelihood(lm, number, other)[0] for other in {"yes", "three", "square"} - {answer})
+
+
+def test_unpruned_loglikelihood_is_the_mean_loss_of_one_forward_call():
+    lm = load("enabled=False")
+    whole, prompt = (lm._tokenize(QUESTIONS[0]["question"], 1, answer) for answer in ("top-left", None))
+    with torch.no_grad():
+        logits = lm.model(input_ids=whole[None], images=lm._pixels([QUESTIONS[0]["image"]])).logits[0]
+    new = len(whole) - len(prompt)
+    expected = torch.nn.functional.cross_entropy(logits[-new - 1 : -1], whole[-new:])
+    assert loglikelihood(lm, 0, "top-left")[0] == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_the_command_line_writes_results_and_says_what_was_kept(tmp_path):
+    done = command_line(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "prune layers [1, 4, 8], 576 visual tokens kept 330/210/62" in done.stdout
+    [results] = (tmp_path / "results").rglob("*results.json")
+    assert json.loads(results.read_text())["results"]["shapes"]["accuracy,none"] >= 0
+
+
+def test_the_command_line_ends_with_a_sentence_and_no_traceback(tmp_path):
+    done = command_line(tmp_path, f"pretrained={tmp_path},strategy=clse")
+    assert done.returncode != 0
+    assert f"llava_vtr: {tmp_path}/config.json: missing" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def pope(tmp_path, spoil=False):
+    """A folder with POPE's schema, in the place where that task looks first."""
+    rows = [row for row in QUESTIONS if row["family"] == "exists"][:3]
+    text = Value("string")
+    columns = {
+        "id": [str(n) for n in range(3)],
+        "question_id": [str(n) for n in range(3)],
+        "question": [row["question"] for row in rows],
+        "answer": [row["answer"] for row in rows],
+        "image_source": ["shapes"] * 3,
+        "image": [row["image"] for row in rows[:2]]
+        + [{"bytes": b"no picture", "path": None} if spoil else rows[2]["image"]],
+        "category": ["random"] * 3,
+    }
+    folder = tmp_path / "lmms-lab-encoder/POPE/data"
+    folder.mkdir(parents=True)
+    features = Features(dict.fromkeys(columns, text) | {"image": Image()})
+    Dataset.from_dict(columns, features=features).to_parquet(folder / "test-00000-of-00001.parquet")
+
+
+def test_a_stock_task_runs_on_a_local_folder_of_its_schema(tmp_path):
+    pope(tmp_path)
+    done = command_line(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", tasks="pope")
+    assert done.returncode == 0, done.stderr[-2000:]
+    [results] = (tmp_path / "results").rglob("*results.json")
+    assert "pope_accuracy,none" in json.loads(results.read_text())["results"]["pope"]
+
+
+def test_an_unreadable_image_is_named_and_earlier_results_stay(tmp_path):
+    earlier = tmp_path / "results" / "earlier.json"
+    earlier.parent.mkdir()
+    earlier.write_text("{}")
+    pope(tmp_path, spoil=True)
+    done = command_line(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", tasks="pope")
+    assert done.returncode != 0
+    assert "llava_vtr: task pope, question 2: unreadable image" in done.stderr
+    assert earlier.read_text() == "{}"

@@ -1,0 +1,267 @@
+"""The package `llava`: loading the original format, prompts, generation."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import strategy
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
+from strategy import VTRConfig
+
+CHECKPOINT = Path(__file__).parents[2] / "examples/shapes/checkpoints/shapes-llava"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_pretrained_model(str(CHECKPOINT), None, "shapes-llava", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    from torchvision.transforms.functional import to_pil_image
+
+    import world
+
+    return [to_pil_image(picture) for picture in world.render(world.sample_scenes(3, 1), 1)]
+
+
+def prompt_ids(tokenizer, question, images=1):
+    conversation = conv_templates["vicuna_v1"].copy()
+    conversation.append_message(conversation.roles[0], (DEFAULT_IMAGE_TOKEN + "\n") * images + question)
+    conversation.append_message(conversation.roles[1], None)
+    return tokenizer_image_token(conversation.get_prompt(), tokenizer, return_tensors="pt")
+
+
+def test_a_checkpoint_loads_on_the_cpu_in_float32(loaded):
+    tokenizer, model, processor, context = loaded
+    assert model.device.type == "cpu"
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert (context, tokenizer.bos_token, processor.crop_size["height"]) == (2048, "<s>", 336)
+    assert model.get_vision_tower().grid == (1, 24, 24)
+    assert strategy.clse.default_prune_layers(model.config.num_hidden_layers) == (1, 4, 8)
+
+
+def test_the_templates_are_those_of_vicuna():
+    conversation = conv_templates["vicuna_v1"].copy()
+    conversation.append_message(conversation.roles[0], "Hello?")
+    conversation.append_message(conversation.roles[1], "Yes.")
+    conversation.append_message(conversation.roles[0], "And?")
+    conversation.append_message(conversation.roles[1], None)
+    assert conversation.get_prompt().endswith("questions. USER: Hello? ASSISTANT: Yes.</s>USER: And? ASSISTANT:")
+    assert conv_templates["vicuna_v1"].messages == []
+
+
+def test_image_tokens_stand_where_the_prompt_has_them(loaded):
+    tokenizer = loaded[0]
+    ids = tokenizer_image_token("one <image>\ntwo <image> three", tokenizer)
+    assert ids.count(IMAGE_TOKEN_INDEX) == 2
+    assert ids.count(tokenizer.bos_token_id) == 1
+    pieces = [tokenizer(text, add_special_tokens=False).input_ids for text in ("one ", "\ntwo ", " three")]
+    assert ids[1:] == [*pieces[0], IMAGE_TOKEN_INDEX, *pieces[1], IMAGE_TOKEN_INDEX, *pieces[2]]
+    with pytest.raises(ValueError, match="return_tensors='np'"):
+        tokenizer_image_token("x", tokenizer, return_tensors="np")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("a/llava-v1.5-7b/", "llava-v1.5-7b"), ("a/b/checkpoint-10", "b_checkpoint-10")]
+)
+def test_a_models_name_comes_from_its_path(path, name):
+    assert get_model_name_from_path(path) == name
+
+
+def test_a_picture_is_padded_to_a_square_in_the_mean_colour(loaded):
+    _, model, processor, _ = loaded
+    wide = Image.new("RGBA", (200, 100), (255, 0, 0, 255))
+    pixels = process_images([wide], processor, model.config)
+    assert pixels.shape == (1, 3, 336, 336)
+    assert pixels[0, :, 2].abs().max() < 0.02, "the mean colour is zero once normalised"
+    cropped = process_images([wide], processor, {"image_aspect_ratio": "square"})
+    assert cropped[0, 0].min() > 1
+
+
+def test_a_batch_answers_as_each_prompt_alone(loaded, pictures):
+    tokenizer, model, processor, _ = loaded
+    pixels = process_images(pictures, processor, model.config)
+    questions = ["How many objects are there?", "Is there a red circle?", "What shape is the blue object?"]
+    ids = [prompt_ids(tokenizer, question) for question in questions]
+    ids.append(prompt_ids(tokenizer, "Is there a star?", images=0))
+    padded = torch.nn.utils.rnn.pad_sequence([i.flip(0) for i in ids], batch_first=True).flip(1)
+    mask = torch.stack([torch.arange(padded.shape[1]).flip(0) < len(i) for i in ids])
+    with strategy.prune(model, VTRConfig(keep_tokens=64)) as run:
+        together = model.generate(padded, images=pixels, attention_mask=mask, max_new_tokens=4, min_new_tokens=4)
+        kept = run.stages[-1].kept
+        for number, single in enumerate(ids):
+            own = pixels[number : number + 1] if number < 3 else None
+            alone = model.generate(single[None], images=own, max_new_tokens=4, min_new_tokens=4)
+            assert alone.tolist() == together[number : number + 1].tolist()
+            if number < 3:
+                assert torch.equal(run.stages[-1].kept[0], kept[number])
+    assert [len(tensor) for tensor in kept] == [20, 20, 20, 0]
+
+
+def test_generation_of_every_kind_starts_from_the_same_pruned_prompt(loaded, pictures):
+    tokenizer, model, processor, _ = loaded
+    pixels = process_images(pictures[:1], processor, model.config)
+    ids = prompt_ids(tokenizer, "How many objects are there?")[None]
+    call = {"input_ids": ids, "images": [pixels[0]], "image_sizes": [(336, 336)], "max_new_tokens": 3}
+    with strategy.prune(model, VTRConfig(keep_tokens=192)) as run:
+        greedy = model.generate(**call)
+        assert [stage.after for stage in run.stages] == [330, 210, 62]
+        assert greedy.shape[1] <= 3, "new tokens only"
+        beams = model.generate(**call, num_beams=3, num_return_sequences=2)
+        assert len(beams) == 2
+        assert [stage.after for stage in run.stages] == [3 * 330, 3 * 210, 3 * 62]
+        torch.manual_seed(0)
+        sampled = model.generate(**call, do_sample=True, temperature=0.01)
+        assert sampled.tolist() == greedy.tolist()
+        assert model.generate(**call, use_cache=False).shape[0] == 1
+    assert model.generate(**call).shape[0] == 1
+
+
+def test_prompts_and_pictures_must_match(loaded, pictures):
+    tokenizer, model, processor, _ = loaded
+    ids = prompt_ids(tokenizer, "What?")[None]
+    pixels = process_images(pictures[:2], processor, model.config)
+    for images, count in ((pixels, 2), (None, 0)):
+        with pytest.raises(ValueError, match=f"1 image tokens, but {count} images"):
+            model.generate(ids, images=images)
+    with pytest.raises(ValueError, match="input_ids"):
+        model.generate(images=pixels)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(CHECKPOINT, folder)
+    return folder
+
+
+def edit_config(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def shard(folder, write, suffix):
+    """Split the weights over two files with an index, as large checkpoints are."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
+    names, index = sorted(weights), {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        file = f"pytorch_model-{number}.{suffix}"
+        write({name: weights[name].contiguous() for name in part}, folder / file)
+        index |= dict.fromkeys(part, file)
+    stem = "pytorch_model.bin" if suffix == "bin" else "model.safetensors"
+    (folder / f"{stem}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def write_safetensors(weights, file):
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(torch.save, "bin"), (write_safetensors, "safetensors")])
+def test_sharded_weights_of_either_kind_load(loaded, checkpoint, write, suffix):
+    shard(checkpoint, write, suffix)
+    model = load_pretrained_model(str(checkpoint), device="cpu")[1]
+    ours, theirs = model.state_dict(), loaded[1].state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_linear_projector_loads(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    weights = {name: tensor for name, tensor in weights.items() if "mm_projector.2" not in name}
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    edit_config(checkpoint, mm_projector_type="linear")
+    assert len(load_pretrained_model(str(checkpoint), device="cpu")[1].model.mm_projector) == 1
+
+
+def damage_config(text):
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+def cut(name):
+    def damage(folder):
+        file = folder / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    return damage
+
+
+def cut_bin(folder):
+    shard(folder, torch.save, "bin")
+    cut("pytorch_model-1.bin")(folder)
+
+
+def lose_shard(folder):
+    shard(folder, torch.save, "bin")
+    (folder / "pytorch_model-0.bin").unlink()
+
+
+def lose_and_add(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.extra"] = weights.pop("model.layers.3.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (shutil.rmtree, ["is not a folder", "hub"]),
+        (lambda f: (f / "config.json").unlink(), ["config.json", "missing"]),
+        (damage_config("{"), ["config.json", "not JSON"]),
+        (lambda f: edit_config(f, text_config={}), ["config.json", "transformers' own LLaVA"]),
+        (lambda f: edit_config(f, model_type="gpt2"), ["model_type='gpt2'", "'llava'"]),
+        (lambda f: edit_config(f, image_aspect_ratio="anyres"), ["LLaVA-1.6"]),
+        (lambda f: edit_config(f, mm_projector_type="resampler"), ["mm_projector_type='resampler'", "mlp2x_gelu"]),
+        (lambda f: edit_config(f, mm_vision_tower="nowhere/at-all"), ["nowhere/at-all"]),
+        (lambda f: edit_config(f, mm_use_im_start_end=True), ["mm_use_im_start_end"]),
+        (lambda f: (f / "model.safetensors").unlink(), ["no weights"]),
+        (cut("model.safetensors"), ["model.safetensors", "cut off"]),
+        (cut("vision_tower/model.safetensors"), ["vision_tower/model.safetensors", "cut off"]),
+        (cut_bin, ["pytorch_model-1.bin", "cut off"]),
+        (lose_shard, ["pytorch_model-0.bin", "missing"]),
+        (lose_and_add, ["missing ['model.layers.3.mlp.up_proj.weight']", "left over ['model.extra']"]),
+        (lambda f: edit_config(f, hidden_size=160), ["weights"]),
+        (lambda f: (f / "tokenizer.model").unlink(), ["tokenizer"]),
+        (lambda f: (f / "vision_tower/preprocessor_config.json").unlink(), ["preprocessor_config.json"]),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence_that_names_the_file(checkpoint, damage, words, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    damage(checkpoint)
+    with pytest.raises(ValueError, match=words[0].replace("[", r"\[")) as error:
+        load_pretrained_model(str(checkpoint), device="cpu")
+    assert all(word in str(error.value) for word in words), error.value
+
+
+class Trap:
+    """A pickle that leaves a trace if it is run."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def test_code_in_a_pickle_is_never_run(checkpoint, tmp_path):
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Trap(tmp_path / "trace")}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin: .*more than tensors"):
+        load_pretrained_model(str(checkpoint), device="cpu")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_lora_base_is_refused():
+    with pytest.raises(ValueError, match="merge"):
+        load_pretrained_model(str(CHECKPOINT), "some/base", "name")
