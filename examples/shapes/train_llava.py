@@ -89,6 +89,9 @@ class LlavaStudent(training.Student):
             size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, do_convert_rgb=True
         )
         self.tower = CLIPVisionModel(TOWER)
+        # Left random, the position codes never came to tell the tower where in the picture a patch lies.
+        positions = self.tower.vision_model.embeddings.position_embedding.weight
+        positions.data[1:] = training.sine_positions(self.grid, TOWER.hidden_size)
         self.decoder = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **DECODER))
         for layer in self.decoder.model.layers:
             # transformers 4.37 cuts the rotary table to the sequence's length, but a subset of the

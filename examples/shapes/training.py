@@ -1,11 +1,11 @@
 """How a small vision-language model learns the shapes world; shared by all the checkpoints.
 
-Two stages. First the vision tower alone learns what each patch shows (shape, colour, whether an
-object's centre lies there), through linear heads that are thrown away. Then the tower rests and
-projector and decoder learn to answer: many questions are packed behind each picture, each seeing the
-picture and itself only, at the positions it would have if it were alone. To save time most steps
-show the decoder a subset of the visual tokens, all that carry an object and some of the ground; the
-last steps show all of them.
+Two stages. First the vision tower alone learns what each patch shows (shape, colour and place of an
+object, whether its centre lies there), through linear heads that are thrown away. Then everything
+learns together to answer: many questions are packed behind each picture, each seeing the picture and
+itself only, at the positions it would have if it were alone. To save time most steps show the decoder
+a subset of the visual tokens, all that carry an object and some of the ground; the last steps show
+all of them.
 
 Pictures are drawn as training goes on and never repeat. A run that was stopped goes on from its last
 saved state and takes the same steps it would have taken.
@@ -27,7 +27,14 @@ from tqdm import tqdm
 import world
 
 IGNORED = -100
-DENSE_CLASSES = {"shape": len(world.SHAPES) + 1, "colour": len(world.COLOURS) + 1, "centre": 2}
+DENSE_CLASSES = {
+    "shape": len(world.SHAPES) + 1,
+    "colour": len(world.COLOURS) + 1,
+    "place": len(world.PLACES) + 1,
+    "centre": 2,
+}
+
+DENSE_WEIGHT = 0.1  # of what the patches show, while everything learns to answer
 
 
 class Student(ABC, nn.Module):
@@ -50,7 +57,7 @@ class Student(ABC, nn.Module):
 
     @abstractmethod
     def tower_parameters(self) -> Iterable[nn.Parameter]:
-        """What the dense stage trains; all other parameters belong to the answering stage."""
+        """What the dense stage trains."""
 
     @abstractmethod
     def export(self, folder: Path) -> None:
@@ -99,11 +106,17 @@ def kept_patches(labels: dict[str, Tensor], count: int, generator: torch.Generat
     return order.topk(count, dim=1).indices.sort(dim=1).values
 
 
-def optimizers(named: Iterable[tuple[str, nn.Parameter]], rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, heads, norms and biases.
+def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """Sines and cosines of each patch's row and column, [rows * columns, width], from fast to slow."""
+    rate = 100 ** -torch.linspace(0, 1, width // 4)
+    codes = [torch.arange(side)[:, None] * rate for side in grid]
+    row, column = (torch.cat([code.sin(), code.cos()], dim=1) for code in codes)
+    row, column = row[:, None].expand(-1, grid[1], -1), column.expand(grid[0], -1, -1)
+    return torch.cat([row, column], dim=-1).flatten(0, 1)
 
-    Muon needed about half the steps of AdamW alone, which is what makes training on two cores possible.
-    """
+
+def optimizers(named: Iterable[tuple[str, nn.Parameter]], rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings, heads, norms and biases."""
     parameters = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     hidden = [p for name, p in parameters if ".layers." in name and p.dim() == 2]
     chosen = {id(p) for p in hidden}
@@ -166,7 +179,7 @@ class Run:
                 optim.zero_grad(set_to_none=True)
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{value.item():.3f}", **{k: f"{v:.3f}" for k, v in shown.items()})
-            if step + 1 == steps or time.monotonic() - saved_at > 120:
+            if step + 1 == steps or time.monotonic() - saved_at > self.options.save_seconds:
                 self._save(name, step + 1, optims)
                 saved_at = time.monotonic()
 
@@ -189,8 +202,9 @@ class Run:
     def dense_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of what each patch shows."""
         scenes, pictures = self._draw(0, step)
-        labels = world.patch_labels(scenes, self.student.grid)
-        features = self.student.encode(pictures)
+        return self._dense(self.student.encode(pictures), world.patch_labels(scenes, self.student.grid))
+
+    def _dense(self, features: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         total, shown = features.new_zeros(()), {}
         for name, head in self.heads.items():
             logits, target = head(features).float().flatten(0, 1), labels[name].flatten().to(features.device)
@@ -201,7 +215,7 @@ class Run:
         return total, shown
 
     def answer_loss(self, step: int, visual_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross entropy of the packed answers behind `visual_tokens` of the visual tokens."""
+        """Cross entropy of the packed answers behind `visual_tokens` of the visual tokens, plus the dense one."""
         scenes, pictures = self._draw(1, step)
         rng = random.Random(step)
         asked = [
@@ -209,37 +223,35 @@ class Run:
             for i in range(self.options.batch)
         ]
         text = pack(self.student, asked, self.options.device)
-        with torch.no_grad():
-            features = self.student.encode(pictures)
+        features = self.student.encode(pictures)
         labels = world.patch_labels(scenes, self.student.grid)
+        dense, shown = self._dense(features, labels)
         kept = kept_patches(labels, visual_tokens, torch.Generator().manual_seed(step)).to(features.device)
         logits = self.student.answer(features, kept, text).float()
         answers = text.target != IGNORED
         logits, target = logits[answers], text.target[answers]
-        return F.cross_entropy(logits, target), {"right": (logits.argmax(-1) == target).float().mean()}
+        right = (logits.argmax(-1) == target).float().mean()
+        return F.cross_entropy(logits, target) + DENSE_WEIGHT * dense, shown | {"right": right}
 
     def train(self) -> None:
         """Both stages, then the checkpoint."""
         o = self.options
         tower = {id(p) for p in self.student.tower_parameters()}
-        named = list(self.student.named_parameters())
-        in_tower = [(n, p) for n, p in named if id(p) in tower] + list(self.heads.named_parameters())
-        behind = [(n, p) for n, p in named if id(p) not in tower]
-        self.stage("dense", o.dense_steps, o.dense_rate, in_tower, self.dense_loss)
-        for _, parameter in in_tower:
-            parameter.requires_grad_(False)
-        everything = self.student.grid[0] * self.student.grid[1]
+        everything = [*self.student.named_parameters(), *self.heads.named_parameters()]
+        dense = [(n, p) for n, p in everything if id(p) in tower] + list(self.heads.named_parameters())
+        self.stage("dense", o.dense_steps, o.dense_rate, dense, self.dense_loss)
+        patches = self.student.grid[0] * self.student.grid[1]
         subset_steps = round(o.answer_steps * (1 - o.full_share))
 
         def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-            return self.answer_loss(step, o.subset if step < subset_steps else everything)
+            return self.answer_loss(step, o.subset if step < subset_steps else patches)
 
-        self.stage("answers", o.answer_steps, o.answer_rate, behind, loss)
+        self.stage("answers", o.answer_steps, o.answer_rate, everything, loss)
         self.student.export(Path(o.out))
 
 
-def options(description: str, **defaults: object) -> argparse.Namespace:
-    """The command line of a training script; `defaults` replaces the values below."""
+def options(description: str) -> argparse.Namespace:
+    """The command line of a training script."""
     parser = argparse.ArgumentParser(description=description)
     gpu = torch.cuda.is_available()
     parser.add_argument("--out", required=True, help="folder for the checkpoint")
@@ -253,5 +265,5 @@ def options(description: str, **defaults: object) -> argparse.Namespace:
     parser.add_argument("--answer-rate", type=float, default=1.5e-3)
     parser.add_argument("--subset", type=int, default=160, help="visual tokens shown at first")
     parser.add_argument("--full-share", type=float, default=0.12, help="share of steps that show all of them")
-    parser.set_defaults(**defaults)
+    parser.add_argument("--save-seconds", type=float, default=120, help="how often the state is saved")
     return parser.parse_args()

@@ -23,11 +23,7 @@ COLOURS = {
     "black": (0.05, 0.05, 0.05),
 }
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six")
-PLACES = (
-    ("top-left", "top", "top-right"),
-    ("left", "centre", "right"),
-    ("bottom-left", "bottom", "bottom-right"),
-)
+PLACES = ("top-left", "top", "top-right", "left", "centre", "right", "bottom-left", "bottom", "bottom-right")
 FAMILIES = ("colour", "shape", "exists", "count", "place")
 
 MAX_OBJECTS = 6
@@ -178,8 +174,9 @@ def render(scenes: Scenes, seed: int, device: torch.device | str = "cpu") -> Ten
 def patch_labels(scenes: Scenes, grid: tuple[int, int]) -> dict[str, Tensor]:
     """What each patch of a (rows, columns) grid shows, as indices [B, rows * columns].
 
-    centre: 1 where an object's centre lies in the patch; shape and colour: index + 1 of the object
-    that has its centre there (a ring's is a hole) or else covers the patch's middle, 0 for the ground.
+    centre: 1 where an object's centre lies in the patch; shape, colour and place: index + 1 of those of
+    the object that has its centre there (a ring's is a hole) or else covers the patch's middle, 0 for
+    the ground.
     """
     step_y, step_x = scenes.size[0] / grid[0], scenes.size[1] / grid[1]
     y, x = torch.meshgrid(torch.arange(grid[0]) + 0.5, torch.arange(grid[1]) + 0.5, indexing="ij")
@@ -191,7 +188,7 @@ def patch_labels(scenes: Scenes, grid: tuple[int, int]) -> dict[str, Tensor]:
     best, which = weight.max(dim=1)
     labels = {
         name: torch.where(best > 0, values.gather(1, which) + 1, 0)
-        for name, values in (("shape", scenes.shape), ("colour", scenes.colour))
+        for name, values in (("shape", scenes.shape), ("colour", scenes.colour), ("place", _cell(scenes)))
     }
     return labels | {"centre": (best >= 2).long()}
 
@@ -199,8 +196,9 @@ def patch_labels(scenes: Scenes, grid: tuple[int, int]) -> dict[str, Tensor]:
 def questions(scenes: Scenes, index: int) -> Iterator[Question]:
     """Every question that can be asked about one scene of the batch and has one right answer."""
     colours = tuple(COLOURS)
+    places = _places(scenes, index)
     objects = [
-        (SHAPES[int(scenes.shape[index, k])], colours[int(scenes.colour[index, k])], scenes.centre[index, k])
+        (SHAPES[int(scenes.shape[index, k])], colours[int(scenes.colour[index, k])], places[k])
         for k in scenes.present[index].nonzero().flatten().tolist()
     ]
     pairs = [(shape, colour) for shape, colour, _ in objects]
@@ -223,8 +221,7 @@ def questions(scenes: Scenes, index: int) -> Iterator[Question]:
                 answer = "yes" if (shape, colour) in pairs else "no"
                 article = "an" if colour == "orange" else "a"
                 yield Question("exists", f"Is there {article} {colour} {shape}?", answer)
-    for shape, colour, centre in objects:
-        place = _place(centre, scenes.size)
+    for shape, colour, place in objects:
         if place and pairs.count((shape, colour)) == 1:
             yield Question("place", f"Where is the {colour} {shape}?", place)
 
@@ -252,7 +249,19 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape.endswith("s") else "s")
 
 
-def _place(centre: Tensor, size: tuple[int, int]) -> str | None:
-    column, row = (float(centre[0]) / size[1] * 3, float(centre[1]) / size[0] * 3)
-    nearest = min(abs(value - border) for value in (column, row) for border in (1, 2))
-    return PLACES[int(row)][int(column)] if nearest >= PLACE_MARGIN * 3 else None
+def _thirds(scenes: Scenes) -> Tensor:
+    """Where the centres lie, [B, O, 2] as (column, row) in thirds of the picture: 0 to 3."""
+    return scenes.centre / torch.tensor([scenes.size[1], scenes.size[0]]) * 3
+
+
+def _cell(scenes: Scenes) -> Tensor:
+    """The index [B, O] into PLACES, read row by row, of each object's centre."""
+    column, row = _thirds(scenes).long().clamp(0, 2).unbind(-1)
+    return row * 3 + column
+
+
+def _places(scenes: Scenes, index: int) -> list[str | None]:
+    """The place of each object of a scene, None where it is too near to a border to say."""
+    margin = (_thirds(scenes)[index, :, None] - torch.tensor([[1.0], [2.0]])).abs().amin(dim=(1, 2))
+    cells = _cell(scenes)[index].tolist()
+    return [PLACES[cell] if far else None for cell, far in zip(cells, margin >= 3 * PLACE_MARGIN, strict=True)]

@@ -1,0 +1,104 @@
+"""Whatever the documents tell people to type is run here, or parsed by what would run it."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import tomllib
+import torch
+from lmms_eval.__main__ import parse_eval_args
+from lmms_eval.tasks import TaskManager
+from lmms_eval.utils import simple_parse_args_string
+from transformers import LlamaConfig, LlamaModel
+
+import strategy
+from llava.lmms_eval_model import ARGUMENTS
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "image/LLaVA/README.md", ROOT / "examples/shapes/README.md"]
+
+
+def blocks(language):
+    return [
+        (document, block)
+        for document in DOCUMENTS
+        for block in re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+
+
+COMMANDS = [
+    (document.relative_to(ROOT), shlex.split(line))
+    for document, block in blocks("")
+    for line in block.replace("\\\n", " ").splitlines()
+    for line in line.split("&&")
+]
+EVALUATIONS = [
+    words[words.index("lmms_eval") + 1 :] for _, words in COMMANDS if words[-1] != "lmms_eval" and "lmms_eval" in words
+]
+
+
+def test_every_documented_command_is_of_a_kind_that_is_tried_here():
+    for document, words in COMMANDS:
+        assert words[0] in ("pip", "nox", "python"), f"{document}: {shlex.join(words)}"
+
+
+def test_documented_sessions_exist():
+    noxfile = (ROOT / "noxfile.py").read_text()
+    sessions = set(re.findall(r"^def (\w+)\(session|^    \"(\w+)\": Backbone", noxfile, re.MULTILINE))
+    sessions = {name for names in sessions for name in names if name}
+    named = {words[2] for _, words in COMMANDS if words[:2] == ["nox", "-s"]}
+    assert named
+    assert named <= sessions
+
+
+@pytest.mark.parametrize("words", EVALUATIONS, ids=lambda words: words[3])
+def test_documented_evaluations_are_understood(words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lmms_eval", *words])
+    _, options = parse_eval_args()
+    arguments = simple_parse_args_string(options.model_args)
+    strategy.VTRConfig.take(arguments)
+    assert options.model == "llava_vtr"
+    assert set(arguments) <= set(ARGUMENTS)
+    known = TaskManager(include_path=str(ROOT / "examples/shapes/tasks")).all_tasks
+    assert set(options.tasks.split(",")) <= set(known)
+
+
+@pytest.mark.parametrize(("document", "block"), blocks("python"), ids=lambda value: str(value)[:20])
+def test_documented_python_runs(document, block, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    exec(compile(block, str(document), "exec"), {"__name__": "documented"})
+
+
+def test_the_strategy_shown_in_the_readme_prunes():
+    decoder = LlamaModel(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=16, num_attention_heads=2))
+    config = strategy.VTRConfig(strategy="attention", keep_tokens=9)  # registered by the README's example, run above
+    with strategy.prune(decoder, config, backbone="llava", layout=[[(2, (1, 8, 8))]]) as run:
+        decoder(inputs_embeds=torch.randn(1, 70, 16))
+    assert [stage.after for stage in run.stages] == [15, 9, 2]
+
+
+def test_the_tables_of_knobs_and_strategies_are_complete():
+    readme = DOCUMENTS[0].read_text()
+    for name in strategy.config.field_names():
+        assert f"| `{name}` |" in readme
+    for name in set(strategy.available()) - {"attention"}:
+        assert f"| `{name}` |" in readme
+    for name in ARGUMENTS:
+        assert f"| `{name}` |" in DOCUMENTS[1].read_text()
+
+
+def test_links_lead_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("folder", [".", "image/LLaVA"])
+def test_locks_hold_what_the_projects_pin(folder):
+    project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+    locked = (ROOT / folder / "requirements.lock").read_text().splitlines()
+    pinned = [need for need in project["dependencies"] if "==" in need]
+    assert pinned
+    assert all(any(line.startswith(pin) for line in locked) for pin in pinned)

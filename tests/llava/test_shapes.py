@@ -1,0 +1,143 @@
+"""The small world: its questions have the answers its pictures show, and training can be taken up again."""
+
+import argparse
+import random
+from collections import Counter
+from pathlib import Path
+
+import make_questions
+import pytest
+import torch
+import train_llava
+from datasets import load_dataset
+
+import training
+import world
+
+TASKS = Path(__file__).parents[2] / "examples/shapes/tasks"
+
+
+def test_the_test_set_is_what_its_maker_makes():
+    stored = load_dataset("parquet", data_files=str(make_questions.FILE))["train"].remove_columns("image")
+    made = [{name: value for name, value in row.items() if name != "image"} for row in make_questions.rows()]
+    assert stored.to_list() == made
+    assert Counter(stored["family"]) == dict.fromkeys(world.FAMILIES, 80)
+    assert make_questions.FILE.stat().st_size < 5e6
+    answers = Counter(row["answer"] for row in made if row["family"] == "exists")
+    assert min(answers["yes"], answers["no"]) > 30, "balanced"
+
+
+def test_test_and_training_pictures_come_from_different_seeds(monkeypatch):
+    seeds = []
+    sample = world.sample_scenes
+    monkeypatch.setattr(world, "sample_scenes", lambda count, seed: seeds.append(seed) or sample(count, seed))
+    list(make_questions.rows())
+    assert max(seeds) < world.FIRST_TRAINING_SEED
+    run = argparse.Namespace(options=argparse.Namespace(batch=1, device="cpu"))
+    seeds.clear()
+    for stage in (0, 1):
+        training.Run._draw(run, stage, 0)
+    assert min(seeds) >= world.FIRST_TRAINING_SEED
+
+
+def test_scenes_are_the_same_for_the_same_seed_and_apart():
+    one, two = world.sample_scenes(50, 3), world.sample_scenes(50, 3)
+    assert torch.equal(one.centre, two.centre)
+    assert torch.equal(world.render(one, 1), world.render(two, 1))
+    assert (one.present.sum(1) >= 3).all()
+    distance = (one.centre[:, :, None] - one.centre[:, None]).norm(dim=-1)
+    room = distance - one.radius[:, :, None] - one.radius[:, None]
+    pairs = one.present[:, :, None] & one.present[:, None] & ~torch.eye(world.MAX_OBJECTS, dtype=torch.bool)
+    assert room[pairs].min() >= world.GAP - 1e-3
+
+
+def test_a_picture_shows_its_objects_colours_at_their_places():
+    scenes = world.sample_scenes(20, 8)
+    pictures = world.render(scenes, 8)
+    palette = torch.tensor(list(world.COLOURS.values()))
+    solid = scenes.present & (scenes.shape != world.SHAPES.index("ring"))
+    for scene, place in solid.nonzero().tolist():
+        x, y = scenes.centre[scene, place].long().tolist()
+        seen = pictures[scene, :, y - 2 : y + 3, x - 2 : x + 3].mean(dim=(1, 2))
+        assert int((palette - seen).norm(dim=1).argmin()) == scenes.colour[scene, place]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_answers_follow_from_the_scene(seed):
+    scenes = world.sample_scenes(1, seed)
+    present = scenes.present[0]
+    shapes = [world.SHAPES[i] for i in scenes.shape[0][present]]
+    colours = [list(world.COLOURS)[i] for i in scenes.colour[0][present]]
+    asked = {question.text: question.answer for question in world.questions(scenes, 0)}
+    assert asked["How many objects are there?"] == world.NUMBERS[len(shapes)]
+    for shape in world.SHAPES:
+        assert asked[f"How many {world.plural(shape)} are there?"] == world.NUMBERS[shapes.count(shape)]
+        single = f"What colour is the {shape}?"
+        assert (single in asked) == (shapes.count(shape) == 1)
+        assert single not in asked or asked[single] == colours[shapes.index(shape)]
+    for shape, colour in zip(shapes, colours, strict=True):
+        article = "an" if colour == "orange" else "a"
+        assert asked[f"Is there {article} {colour} {shape}?"] == "yes"
+
+
+def test_chosen_questions_are_spread_over_families():
+    scenes = world.sample_scenes(30, 5)
+    chosen = [q for i in range(30) for q in world.choose(list(world.questions(scenes, i)), 5, random.Random(i))]
+    assert len(chosen) == len(set(chosen)) or len(chosen) == 150
+    assert min(Counter(question.family for question in chosen).values()) > 15
+
+
+def test_packed_questions_see_the_picture_and_themselves_only():
+    packed = training.Packed(
+        *torch.tensor([[[5, 0, 0, -100], [6, 1, 0, 7], [5, 0, 1, -100], [0, 0, -1, -100]]]).unbind(-1)
+    )
+    seen = packed.mask(before=2)[0, 0].int().tolist()
+    assert seen == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    def options(name):
+        return argparse.Namespace(
+            out=tmp_path / name / "checkpoint",
+            work=tmp_path / name,
+            device=torch.device("cpu"),
+            batch=2,
+            questions=3,
+            dense_steps=2,
+            answer_steps=3,
+            dense_rate=1e-3,
+            answer_rate=1e-3,
+            subset=150,
+            full_share=0.4,
+            save_seconds=0,
+        )
+
+    def train(name):
+        torch.manual_seed(0)
+        run = training.Run(train_llava.LlavaStudent(train_llava.train_tokenizer(tmp_path / name)), options(name))
+        run.train()
+        return run.student.state_dict()
+
+    whole = train("whole")
+    loss = training.Run.answer_loss
+
+    def stopped(self, step, visual_tokens):
+        if step == 2:
+            raise KeyboardInterrupt
+        return loss(self, step, visual_tokens)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Run, "answer_loss", stopped)
+        train("stopped")
+    assert not (tmp_path / "stopped/checkpoint").exists()
+    resumed = train("stopped")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor)
+    assert (tmp_path / "stopped/checkpoint/config.json").exists()
