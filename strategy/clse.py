@@ -89,9 +89,10 @@ def score(
 
     Features [B, N, C] at the reference and the current layer, attention [B, N] of the last prompt token.
     Returns float32 [B, N]. On a grid with a side under 2 there is no spectrum to speak of: the score is
-    the attention, and a warning says so.
+    the attention, and a warning says so. One frame alone is filtered as such, also with `volume`.
     """
-    if min(grid if volume else grid[1:]) < 2:
+    volume = volume and grid[0] > 1
+    if min(grid[1:]) < 2:
         warnings.warn(f"grid {grid} is too thin for a spectrum: attention alone ranks its tokens", stacklevel=2)
         return attention.float()
     reference = spectral_energy(reference_features, grid, cutoff_ratio, volume)

@@ -93,6 +93,12 @@ def test_a_thin_grid_is_ranked_by_attention_and_says_so():
     assert torch.equal(scores, attention)
 
 
+def test_one_frame_is_filtered_as_one_frame():
+    x, y, attention = torch.randn(1, 30, 4), torch.randn(1, 30, 4), torch.rand(1, 30)
+    plane, volume = (clse.score(x, y, attention, (1, 5, 6), volume=volume) for volume in (False, True))
+    assert torch.equal(plane, volume)
+
+
 @pytest.mark.parametrize(
     ("depth", "layers"), [(32, (1, 11, 21)), (28, (1, 10, 19)), (36, (1, 13, 24)), (40, (1, 14, 27)), (12, (1, 4, 8))]
 )

@@ -73,8 +73,8 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
 
         Raises ValueError if the prompts ask for more or fewer pictures than there are.
         """
-        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        prompts = [ids[keep] for ids, keep in zip(input_ids, real, strict=True)]
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+        prompts = [ids[keep] for ids, keep in zip(input_ids, real.bool(), strict=True)]
         wanted = sum(int((ids == IMAGE_TOKEN_INDEX).sum()) for ids in prompts)
         features = [] if images is None or len(images) == 0 else list(self.encode_images(images))
         if wanted != len(features):
