@@ -6,8 +6,10 @@ from torch import Tensor
 
 
 def length(cache: Any) -> int:
-    """How many tokens the cache holds; 0 for None and for the empty tuple of old."""
-    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else len(cache or ())
+    """How many tokens the cache holds; 0 for None. The tuples of old count too."""
+    if not cache:
+        return 0
+    return int(cache.get_seq_length() if hasattr(cache, "get_seq_length") else cache[0][0].shape[2])
 
 
 def read(cache: Any, layer: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ from strategy.config import VTRConfig
 from strategy.prefill import Group, Prefill
 from strategy.record import RunRecord, Stage
 
-_engines: weakref.WeakKeyDictionary[nn.Module, Engine] = weakref.WeakKeyDictionary()
+# Where an attached model and its decoder keep their engine, so that it lives as long as they do.
+ATTRIBUTE = "_pruning_engine"
 
 
 def attach(model: nn.Module, config: VTRConfig, backbone: str | None = None, layout: Layout | None = None) -> RunRecord:
@@ -32,24 +33,31 @@ def attach(model: nn.Module, config: VTRConfig, backbone: str | None = None, lay
 
     model: a model of a known backbone; or its bare text decoder, with `layout`, for each sample a list of
     (start, (T, H, W)), and with `backbone` where the decoder's class serves several. Raises ValueError for
-    an unknown model, a configuration that does not fit the decoder, or a model that is attached already.
+    an unknown model, a configuration that does not fit the decoder, a model that is attached already, or
+    one whose decoder is spread over several devices.
     """
-    if model in _engines:
-        raise ValueError(f"this {type(model).__name__} is being pruned already: detach it first")
     family = find_backbone(model, backbone)
     bare = isinstance(model, family.decoders)
     if bare and layout is None:
         raise ValueError(f"a bare {type(model).__name__} cannot tell where its visual tokens lie: give layout=")
-    engine = Engine(model, model if bare else family.decoder(model), family, config, layout)
-    _engines[model] = engine
+    decoder = model if bare else family.decoder(model)
+    if hasattr(decoder, ATTRIBUTE):
+        raise ValueError(f"this {type(model).__name__} is being pruned already: detach it first")
+    devices = {str(parameter.device) for parameter in decoder.parameters()}
+    if len(devices) > 1:
+        raise ValueError(f"the decoder lies on {', '.join(sorted(devices))}: only one device is supported so far")
+    engine = Engine(model, decoder, family, config, layout)
+    for module in (model, decoder):
+        setattr(module, ATTRIBUTE, engine)
     return engine.record
 
 
 def detach(model: nn.Module) -> None:
     """Take the hooks off again; ValueError for a model that is not attached."""
-    if model not in _engines:
+    engine = getattr(model, ATTRIBUTE, None)
+    if engine is None or engine.model is not model:
         raise ValueError(f"this {type(model).__name__} is not being pruned")
-    _engines.pop(model).remove()
+    engine.remove()
 
 
 @contextmanager
@@ -70,20 +78,21 @@ class Engine:
     def __init__(
         self, model: nn.Module, decoder: Any, backbone: Backbone, config: VTRConfig, layout: Layout | None
     ) -> None:
-        self.decoder, self.backbone, self.fixed_layout = decoder, backbone, layout
+        self.model, self.decoder, self.backbone, self.fixed_layout = model, decoder, backbone, layout
         self.strategy = registry.get(config.strategy)(config) if config.enabled else None
         self.plan = self.strategy.plan(backbone.facts(decoder)) if self.strategy else None
         self.record = RunRecord(config.strategy if config.enabled else "unpruned", len(decoder.layers), self.plan)
         self.layout: Layout | None = None
         self.prefill: Prefill | None = None
-        # A pruned cache does not show which of its slots are padding: [B, L], False where they are.
-        self.real_slots: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
-        self.handles = backbone.extra_hooks(decoder)
+        # What a pruned cache no longer shows: its prompt's length, and which slots are real, [B, L].
+        self.pruned: weakref.WeakKeyDictionary[Any, tuple[int, Tensor]] = weakref.WeakKeyDictionary()
+        self.handles: list[RemovableHandle] = []
         if layout is None:
             entry = backbone.entry(model)
             self.handles.append(entry.register_forward_pre_hook(self._read_layout(model), with_kwargs=True))
         self.handles.append(decoder.register_forward_pre_hook(self._begin, with_kwargs=True))
         self.handles.append(decoder.register_forward_hook(self._end, always_call=True))
+        self.handles += backbone.extra_hooks(decoder)
         for number, layer in enumerate(decoder.layers):
             self.handles += self._layer_hooks(number, layer)
         self.handles.append(decoder.layers[-1].register_forward_hook(self._finish, with_kwargs=True))
@@ -100,9 +109,11 @@ class Engine:
         return handles
 
     def remove(self) -> None:
-        """Take every hook off."""
+        """Take every hook off, and the engine with them."""
         for handle in self.handles:
             handle.remove()
+        for module in {self.model, self.decoder}:
+            delattr(module, ATTRIBUTE)
 
     # The hooks, in the order in which one forward call meets them.
 
@@ -113,6 +124,8 @@ class Engine:
         return hook
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
+        if args:
+            raise ValueError("while it is pruned, a decoder takes keyword arguments only, such as inputs_embeds=")
         embeddings, cache = call.get("inputs_embeds"), call.get("past_key_values")
         tokens = embeddings if embeddings is not None else call["input_ids"]
         if kv.length(cache):
@@ -123,11 +136,14 @@ class Engine:
         return None
 
     def _continue(self, args: tuple[Any, ...], call: dict[str, Any], cache: Any, tokens: Tensor) -> Any:
-        """Fit a later call's mask and cache positions, counted from the whole prompt, to a pruned cache."""
-        real = None if isinstance(cache, tuple) else self.real_slots.get(cache)
+        """Fit a later call's mask and positions, counted from the whole prompt, to a pruned cache."""
+        prompt, real = (0, None) if isinstance(cache, tuple) else self.pruned.get(cache, (0, None))
         if real is None:
             return None
         held, new = kv.length(cache), tokens.shape[1]
+        if call.get("position_ids") is None:
+            first = prompt + held - real.shape[1]
+            call["position_ids"] = torch.arange(first, first + new, device=tokens.device)[None]
         mask, later = call.get("attention_mask"), held + new - real.shape[1]
         if mask is None:
             mask = real.new_ones(len(real), later)
@@ -245,7 +261,7 @@ class Engine:
             size += keys.nbytes + values.nbytes
         self.record.add_cache(len(visual), kv.length(cache), size / len(state.real))
         if state.index is not None:
-            self.real_slots[cache] = state.real_slots()
+            self.pruned[cache] = state.real.shape[1], state.real_slots()
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.prefill = None

@@ -19,12 +19,13 @@ from strategy.record import Stage
 class Group:
     """Samples of a batch with the same grids, so that one tensor holds them all.
 
-    samples: their numbers in the batch. left: [G, R], their tokens still there, as indices of the whole
-    prompt. visual, text: the places in `left` of the visual and of the other tokens. number: [G, N], the
-    visual tokens still there, in the numbering of the unpruned ones.
+    samples: their numbers in the batch; rows: the same on the device. left: [G, R], their tokens still
+    there, as indices of the whole prompt. visual, text: the places in `left` of the visual and of the
+    other tokens. number: [G, N], the visual tokens still there, in the numbering of the unpruned ones.
     """
 
     samples: list[int]
+    rows: Tensor
     grids: tuple[Grid, ...]
     left: Tensor
     visual: Tensor
@@ -77,8 +78,10 @@ class Prefill:
         for grids, members in alike.items():
             visual = [places for _, places in members]
             text = [sorted(set(range(length)).difference(places)) for places in visual]
+            samples = [sample for sample, _ in members]
             group = Group(
-                samples=[sample for sample, _ in members],
+                samples=samples,
+                rows=torch.tensor(samples, device=device),
                 grids=grids,
                 left=torch.arange(length, device=device).expand(len(members), -1),
                 visual=torch.tensor(visual, dtype=torch.long, device=device),
@@ -94,7 +97,7 @@ class Prefill:
 
     def of(self, group: Group, tensor: Tensor) -> Tensor:
         """The group's samples of a tensor [B or 1, ...]."""
-        return tensor if len(self.groups) == 1 or len(tensor) == 1 else tensor[group.samples]
+        return tensor if len(self.groups) == 1 or len(tensor) == 1 else tensor[group.rows]
 
     def drop(self, stays: list[Tensor], hidden: Tensor) -> Tensor:
         """Keep of hidden [B, L, C] what stays: for each group its places [G, R], once `Group.keep` is done."""

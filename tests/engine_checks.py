@@ -3,7 +3,10 @@
 A backbone's tests import everything from here and give a fixture `family`, a `Family`.
 """
 
+import copy
+import gc
 import math
+import weakref
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,8 +34,10 @@ class Family(Protocol):
     def cache(self) -> Any:
         """An empty cache."""
 
-    def run(self, decoder: Any, embeddings: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-        """The last hidden state of a forward call; mask [B, S] and positions [B, S] as for text."""
+    def run(
+        self, decoder: Any, embeddings: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Any
+    ) -> Tensor:
+        """The last hidden state of a forward call; mask [B, S] and positions [B, S] as for text, or None."""
 
 
 @dataclass
@@ -227,7 +232,9 @@ def decoder_shares(family: Family) -> bool:
     return _backbones[family.name].own_size
 
 
-@pytest.mark.parametrize("config", [VTRConfig(enabled=False), VTRConfig(retain_ratio=1.0), VTRConfig(keep_tokens=4096)])
+@pytest.mark.parametrize(
+    "config", [VTRConfig(enabled=False), VTRConfig(retain_ratio=[1.0, 1.0, 1.0]), VTRConfig(keep_tokens=4096)]
+)
 def test_keeping_everything_is_the_stock_model_to_the_last_bit(family, batch, config):
     decoder = family.decoder("sdpa")
     stock = family.run(decoder, batch.embeddings, batch.mask, batch.positions(), family.cache())
@@ -283,6 +290,37 @@ def test_a_failed_call_leaves_nothing_for_the_next_one(family):
         broken.remove()
         assert torch.equal(family.run(decoder, batch.embeddings, None, batch.positions(), family.cache()), first)
     assert run.samples == 2
+
+
+def test_later_calls_need_no_positions(family):
+    decoder = family.decoder("sdpa")
+    batch = make("images of different size", decoder.config.hidden_size)
+    later = torch.randn(3, 1, decoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    outputs = []
+    for positions in (batch.positions(1)[:, -1:], None):
+        cache = family.cache()
+        with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=batch.layout):
+            family.run(decoder, batch.embeddings, None, batch.positions(), cache)
+            outputs.append(family.run(decoder, later, None, positions, cache))
+    assert torch.equal(*outputs)
+
+
+def test_positional_arguments_are_refused(family):
+    decoder = family.decoder("sdpa")
+    with (
+        strategy.prune(decoder, VTRConfig(), backbone=family.name, layout=[[]]),
+        pytest.raises(ValueError, match="keyword arguments only"),
+    ):
+        decoder(torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_an_attached_model_can_be_forgotten(family):
+    decoder = copy.deepcopy(family.decoder("sdpa"))
+    strategy.attach(decoder, VTRConfig(), backbone=family.name, layout=[[]])
+    ghost = weakref.ref(decoder)
+    del decoder
+    gc.collect()
+    assert ghost() is None
 
 
 def test_attaching_twice_is_refused(family):

@@ -52,8 +52,17 @@ def prompt(question: str, answer: str | None) -> str:
     return conversation.get_prompt()
 
 
-def train_tokenizer(folder: Path) -> LlamaTokenizer:
-    """A sentencepiece tokeniser of the few words this world needs, with bytes for everything else."""
+def load_tokenizer(folder: Path) -> LlamaTokenizer:
+    """The run's tokeniser, trained when it first starts."""
+    file = folder / "tokenizer.model"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(train_tokenizer())
+    return LlamaTokenizer(str(file), legacy=True, model_max_length=2048, pad_token="<unk>")
+
+
+def train_tokenizer() -> bytes:
+    """A sentencepiece model of the few words this world needs, with bytes for everything else."""
     questions = set()
     for seed in range(20):
         scenes = world.sample_scenes(64, world.FIRST_TRAINING_SEED + seed)
@@ -71,9 +80,7 @@ def train_tokenizer(folder: Path) -> LlamaTokenizer:
         user_defined_symbols=["What", "How", "Is", "Where"],
         minloglevel=2,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    return LlamaTokenizer(str(folder / "tokenizer.model"), legacy=True, model_max_length=2048, pad_token="<unk>")
+    return model.getvalue()
 
 
 class LlavaStudent(training.Student):
@@ -169,7 +176,7 @@ def main() -> None:
     """Train and export."""
     options = training.options(__doc__)
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(Path(options.work))
+    tokenizer = load_tokenizer(Path(options.work))
     training.Run(LlavaStudent(tokenizer), options).train()
 
 

@@ -204,16 +204,21 @@ def questions(scenes: Scenes, index: int) -> Iterator[Question]:
     pairs = [(shape, colour) for shape, colour, _ in objects]
     by_shape = {name: [colour for shape, colour in pairs if shape == name] for name in SHAPES}
     by_colour = {name: [shape for shape, colour in pairs if colour == name] for name in colours}
+    place_of = {(shape, colour): place for shape, colour, place in objects if place}
 
     yield Question("count", "How many objects are there?", NUMBERS[len(objects)])
     for shape, found in by_shape.items():
         yield Question("count", f"How many {plural(shape)} are there?", NUMBERS[len(found)])
         if len(found) == 1:
             yield Question("colour", f"What colour is the {shape}?", found[0])
+            if (shape, found[0]) in place_of:
+                yield Question("place", f"Where is the {shape}?", place_of[shape, found[0]])
     for colour, found in by_colour.items():
         yield Question("count", f"How many {colour} objects are there?", NUMBERS[len(found)])
         if len(found) == 1:
             yield Question("shape", f"What shape is the {colour} object?", found[0])
+            if (found[0], colour) in place_of:
+                yield Question("place", f"Where is the {colour} object?", place_of[found[0], colour])
     for shape in SHAPES:
         for colour in colours:
             # A pair that shares nothing with the scene could be refused without looking for the pair.
@@ -221,9 +226,6 @@ def questions(scenes: Scenes, index: int) -> Iterator[Question]:
                 answer = "yes" if (shape, colour) in pairs else "no"
                 article = "an" if colour == "orange" else "a"
                 yield Question("exists", f"Is there {article} {colour} {shape}?", answer)
-    for shape, colour, place in objects:
-        if place and pairs.count((shape, colour)) == 1:
-            yield Question("place", f"Where is the {colour} {shape}?", place)
 
 
 def choose(candidates: list[Question], count: int, rng: random.Random) -> list[Question]:

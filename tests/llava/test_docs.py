@@ -13,7 +13,9 @@ from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import simple_parse_args_string
 from transformers import LlamaConfig, LlamaModel
 
+import demo
 import strategy
+import training
 from llava.lmms_eval_model import ARGUMENTS
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +55,7 @@ def test_documented_sessions_exist():
     assert named <= sessions
 
 
-@pytest.mark.parametrize("words", EVALUATIONS, ids=lambda words: words[3])
+@pytest.mark.parametrize("words", EVALUATIONS, ids=lambda words: words[3][-60:])
 def test_documented_evaluations_are_understood(words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lmms_eval", *words])
     _, options = parse_eval_args()
@@ -65,18 +67,32 @@ def test_documented_evaluations_are_understood(words, monkeypatch):
     assert set(options.tasks.split(",")) <= set(known)
 
 
-@pytest.mark.parametrize(("document", "block"), blocks("python"), ids=lambda value: str(value)[:20])
-def test_documented_python_runs(document, block, monkeypatch):
+def test_documented_python_runs_and_its_strategy_prunes(monkeypatch):
     monkeypatch.chdir(ROOT)
-    exec(compile(block, str(document), "exec"), {"__name__": "documented"})
-
-
-def test_the_strategy_shown_in_the_readme_prunes():
+    for document, block in blocks("python"):
+        exec(compile(block, str(document), "exec"), {"__name__": "documented"})
     decoder = LlamaModel(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=16, num_attention_heads=2))
-    config = strategy.VTRConfig(strategy="attention", keep_tokens=9)  # registered by the README's example, run above
+    config = strategy.VTRConfig(strategy="attention", keep_tokens=9)
     with strategy.prune(decoder, config, backbone="llava", layout=[[(2, (1, 8, 8))]]) as run:
         decoder(inputs_embeds=torch.randn(1, 70, 16))
     assert [stage.after for stage in run.stages] == [15, 9, 2]
+
+
+def test_the_documented_training_is_understood(monkeypatch):
+    [words] = [words for _, words in COMMANDS if any("train_llava" in word for word in words)]
+    start = next(i for i, word in enumerate(words) if "train_llava" in word)
+    monkeypatch.setattr(sys, "argv", words[start:])
+    assert str(training.options("").out) == "/tmp/shapes-llava/checkpoint"
+
+
+def test_the_demo_prints_its_table(tmp_path, monkeypatch, capsys):
+    checkpoint = str(ROOT / "examples/shapes/checkpoints/shapes-llava")
+    words = ["demo.py", "--model", "llava_vtr", "--checkpoint", checkpoint, "--limit", "3", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    demo.main()
+    table = (tmp_path / "demo_llava_vtr.md").read_text()
+    assert table in capsys.readouterr().out
+    assert all(f"|{kept}" in table for kept in ("330/210/62", "220/140/41", "110/70/20"))
 
 
 def test_the_tables_of_knobs_and_strategies_are_complete():

@@ -58,6 +58,8 @@ def test_enabled_false_is_the_unpruned_baseline():
         ("prune_layer=[1,5,12]", "the decoder has 12 layers"),
         ("conv_template=chatty", "conv_template='chatty': allowed are"),
         ("dtype=float17", "dtype='float17': allowed are"),
+        ("batch_size=auto", "batch_size='auto': allowed is a whole number"),
+        ("prune_layer=1;5", "want one number for each of the 2 stages"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(knobs, words):

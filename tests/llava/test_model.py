@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_a_picture_is_padded_to_a_square_in_the_mean_colour(loaded):
     pixels = process_images([wide], processor, model.config)
     assert pixels.shape == (1, 3, 336, 336)
     assert pixels[0, :, 2].abs().max() < 0.02, "the mean colour is zero once normalised"
-    cropped = process_images([wide], processor, {"image_aspect_ratio": "square"})
+    cropped = process_images([wide], processor, SimpleNamespace(image_aspect_ratio="square"))
     assert cropped[0, 0].min() > 1
 
 
@@ -136,6 +137,8 @@ def test_prompts_and_pictures_must_match(loaded, pictures):
             model.generate(ids, images=images)
     with pytest.raises(ValueError, match="input_ids"):
         model.generate(images=pixels)
+    with pytest.raises(ValueError, match="1 image tokens, but 0 images"):
+        model(ids)
 
 
 @pytest.fixture
@@ -207,6 +210,12 @@ def lose_shard(folder):
     (folder / "pytorch_model-0.bin").unlink()
 
 
+def lose_from(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["vision_model.encoder.layers.1.mlp.fc1.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def lose_and_add(folder):
     weights = load_file(folder / "model.safetensors")
     weights["model.extra"] = weights.pop("model.layers.3.mlp.up_proj.weight")
@@ -219,6 +228,15 @@ def lose_and_add(folder):
         (shutil.rmtree, ["is not a folder", "hub"]),
         (lambda f: (f / "config.json").unlink(), ["config.json", "missing"]),
         (damage_config("{"), ["config.json", "not JSON"]),
+        (damage_config("[1]"), ["config.json", "not JSON"]),
+        (cut("tokenizer_config.json"), ["tokenizer_config.json", "not JSON"]),
+        (cut("tokenizer.model"), ["tokenizer.model", "sentencepiece"]),
+        (cut("vision_tower/config.json"), ["vision_tower/config.json", "not JSON"]),
+        (lambda f: edit_config(f, mm_hidden_size=None), ["config.json", "mm_hidden_size missing"]),
+        (lambda f: edit_config(f, mm_vision_select_layer=-40), ["mm_vision_select_layer=-40", "5 layers"]),
+        (lambda f: edit_config(f, mm_vision_select_feature="cls_patch"), ["cls_patch", "'patch'"]),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), ["LoRA"]),
+        (lambda f: lose_from(f / "vision_tower"), ["vision_tower", "missing ['vision_model"]),
         (lambda f: edit_config(f, text_config={}), ["config.json", "transformers' own LLaVA"]),
         (lambda f: edit_config(f, model_type="gpt2"), ["model_type='gpt2'", "'llava'"]),
         (lambda f: edit_config(f, image_aspect_ratio="anyres"), ["LLaVA-1.6"]),
@@ -262,6 +280,44 @@ def test_code_in_a_pickle_is_never_run(checkpoint, tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_lora_base_is_refused():
-    with pytest.raises(ValueError, match="merge"):
-        load_pretrained_model(str(CHECKPOINT), "some/base", "name")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"model_base": "some/base"}, "merge"),
+        ({"load_4bit": True}, "quantised"),
+        ({"device": "toaster"}, "device='toaster': allowed are cpu"),
+        ({"attn_implementation": "magic"}, "attn_implementation='magic': allowed are sdpa, eager"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        load_pretrained_model(str(CHECKPOINT), **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_prunes_too(dtype, pictures):
+    tokenizer, model, processor, _ = load_pretrained_model(str(CHECKPOINT), device="cpu", dtype=dtype)
+    pixels = process_images(pictures[:1], processor, model.config)
+    ids = prompt_ids(tokenizer, "How many objects are there?")[None]
+    with strategy.prune(model, VTRConfig(keep_tokens=192)) as run:
+        output = model(ids, images=pixels)
+        answer = model.generate(ids, images=pixels, max_new_tokens=3)
+    assert torch.isfinite(output.logits).all()
+    assert [stage.after for stage in run.stages] == [330, 210, 62]
+    assert 1 <= answer.shape[1] <= 3
+
+
+def test_a_follow_up_on_the_cache_needs_no_positions(loaded, pictures):
+    tokenizer, model, processor, _ = loaded
+    pixels = process_images(pictures[:1], processor, model.config)
+    ids = prompt_ids(tokenizer, "How many objects are there?")[None]
+    with torch.no_grad(), strategy.prune(model, VTRConfig(keep_tokens=64)):
+        first = model(ids, images=pixels, use_cache=True)
+        token = first.logits[:, -1:].argmax(-1)
+        bare = model(token, past_key_values=first.past_key_values)
+        again = model(ids, images=pixels, use_cache=True)
+        mask = torch.ones(1, ids.shape[1] - 1 + 576 + 1)
+        masked = model(token, past_key_values=again.past_key_values, attention_mask=mask)
+    assert torch.equal(bare.logits, masked.logits)
+    with pytest.raises(ValueError, match="starts from a prompt"):
+        model.generate(ids, images=pixels, past_key_values=first.past_key_values)

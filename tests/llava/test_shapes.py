@@ -5,12 +5,12 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import make_questions
 import pytest
 import torch
-import train_llava
 from datasets import load_dataset
 
+import make_questions
+import train_llava
 import training
 import world
 
@@ -121,7 +121,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
 
     def train(name):
         torch.manual_seed(0)
-        run = training.Run(train_llava.LlavaStudent(train_llava.train_tokenizer(tmp_path / name)), options(name))
+        run = training.Run(train_llava.LlavaStudent(train_llava.load_tokenizer(tmp_path / name)), options(name))
         run.train()
         return run.student.state_dict()
 

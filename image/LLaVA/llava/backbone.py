@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import LlamaModel
+from transformers.cache_utils import DynamicCache
 
 from llava.model.llava_llama import LlavaLlamaForCausalLM
 from strategy import Backbone, Layout, register_backbone
@@ -30,20 +31,29 @@ class LlamaBackbone(Backbone):
         tables = layer.self_attn.rotary_emb(layer.input_layernorm.weight, seq_len=1)
         return tuple(table[positions] for table in tables)
 
-    def extra_hooks(self, decoder: nn.Module) -> list[RemovableHandle]:
+    def extra_hooks(self, decoder: Any) -> list[RemovableHandle]:
+        seen = 0
+
+        def begin(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
+            nonlocal seen
+            cache = call.get("past_key_values")
+            wanted = call.get("use_cache")
+            if cache is None and (decoder.config.use_cache if wanted is None else wanted):
+                # The tuple this Llama makes of old does not tell how many tokens it saw, only what it holds.
+                cache = DynamicCache()
+            tokens = call["input_ids"] if call.get("inputs_embeds") is None else call["inputs_embeds"]
+            seen = getattr(cache, "seen_tokens", 0) + tokens.shape[1]
+            return args, call | {"past_key_values": cache}
+
+        def whole_table(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
+            # This Llama cuts its rotary table to the cache's length, but kept tokens keep their positions.
+            return args, call | {"seq_len": max(call["seq_len"], module.max_seq_len_cached, seen)}
+
+        tables = [layer.self_attn.rotary_emb for layer in decoder.layers]
         return [
-            layer.self_attn.rotary_emb.register_forward_pre_hook(_whole_table, with_kwargs=True)
-            for layer in decoder.layers
+            decoder.register_forward_pre_hook(begin, with_kwargs=True),
+            *(table.register_forward_pre_hook(whole_table, with_kwargs=True) for table in tables),
         ]
-
-
-def _whole_table(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
-    """Let positions reach beyond the cache: this Llama cuts its rotary table to the cache's length.
-
-    Kept tokens keep their positions, so after a prune the table has to be the one for the whole prompt,
-    which is the one the first layer made.
-    """
-    return args, call | {"seq_len": max(call["seq_len"], module.max_seq_len_cached)}
 
 
 class LlavaBackbone(LlamaBackbone):

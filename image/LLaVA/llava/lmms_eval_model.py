@@ -24,7 +24,6 @@ from strategy.config import check_names, field_names
 ARGUMENTS: dict[str, Any] = {
     "pretrained": "liuhaotian/llava-v1.5-7b",
     "device": None,
-    "device_map": None,
     "dtype": None,
     "batch_size": 1,
     "attn_implementation": "sdpa",
@@ -52,11 +51,12 @@ class LlavaVTR(lmms):
             if options["dtype"] not in DTYPES:
                 raise ValueError(f"dtype={options['dtype']!r}: allowed are {', '.join(filter(None, DTYPES))}")
             self.template = conv_templates[options["conv_template"]]
+            if not str(options["batch_size"]).isdecimal() or int(options["batch_size"]) < 1:
+                raise ValueError(f"batch_size={options['batch_size']!r}: allowed is a whole number from 1 up")
             self.batch_size = int(options["batch_size"])
-            self.tokenizer, self.model, self.image_processor, self.context = load_pretrained_model(
+            self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
                 options["pretrained"],
                 device=options["device"],
-                device_map=options["device_map"],
                 dtype=DTYPES[options["dtype"]],
                 attn_implementation=options["attn_implementation"],
             )
@@ -96,6 +96,8 @@ class LlavaVTR(lmms):
             pictures = self._pictures(doc_to_visual, task, split, doc_id)
             prompt = self._tokenize(context, len(pictures), None)
             continuation = self._tokenize(context, len(pictures), target)[len(prompt) :].to(self.model.device)
+            if not len(continuation):
+                raise SystemExit(f"llava_vtr: task {task}, question {doc_id}: nothing to score, the target is empty")
             results.append(self._score(prompt, pictures, continuation))
         logger.info(f"llava_vtr {self.record.summary()}")
         return results
@@ -127,12 +129,14 @@ class LlavaVTR(lmms):
     ) -> list[str]:
         until = arguments.pop("until", [])
         stops = [until] if isinstance(until, str) else list(until)
-        options = {"max_new_tokens": 1024, "temperature": 0, "top_p": None, "num_beams": 1} | {
-            name: arguments[name] for name in GENERATION if name in arguments
-        }
-        sample = options["temperature"] > 0
-        if not sample:
-            del options["temperature"], options["top_p"]
+        options = {name: arguments[name] for name in GENERATION if arguments.get(name) is not None}
+        # Tasks write greedy decoding as a temperature of 0, and some sample without naming one.
+        temperature = options.pop("temperature", 1.0 if arguments.get("do_sample") else 0)
+        sample = temperature > 0 and arguments.get("do_sample", True)
+        if sample:
+            options["temperature"] = temperature
+        else:
+            options.pop("top_p", None)
         prompts = [self._tokenize(text, len(own), None) for text, own in zip(contexts, pictures, strict=True)]
         ids = torch.nn.utils.rnn.pad_sequence([prompt.flip(0) for prompt in prompts], batch_first=True).flip(1)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -143,7 +147,7 @@ class LlavaVTR(lmms):
             attention_mask=mask,
             do_sample=sample,
             pad_token_id=self.tokenizer.pad_token_id or 0,
-            **options,
+            **{"max_new_tokens": 1024} | options,
         )
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         for stop in filter(None, stops):

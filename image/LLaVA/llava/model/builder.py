@@ -3,15 +3,20 @@
 import json
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPImageProcessor, LlamaTokenizer
+from transformers.utils import is_flash_attn_2_available
 
 from llava.model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.vision_tower import CLIPVisionTower
 
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+FILES = ["*.json", "*.model", "*.safetensors", "*.bin"]
+NEEDED = ("mm_vision_tower", "mm_hidden_size", "mm_vision_select_layer")
 # Buffers that older checkpoints hold although every model computes them itself.
 DERIVED = "rotary_emb.inv_freq"
 
@@ -20,21 +25,31 @@ def load_pretrained_model(
     model_path: str,
     model_base: str | None = None,
     model_name: str | None = None,
-    device: str | torch.device | None = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
     device_map: str | dict[str, int | str] | None = None,
+    device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     attn_implementation: str = "sdpa",
 ) -> tuple[LlamaTokenizer, LlavaLlamaForCausalLM, CLIPImageProcessor, int]:
     """Load (tokenizer, model, image processor, context length).
 
-    model_path: a folder, or the id of a repository on the hub. model_name is taken for callers' sake.
-    device: CUDA if there is one, else the CPU. dtype: float16 on CUDA, else float32. Raises ValueError,
-    in one sentence that names the file, for what is missing, damaged or not LLaVA-1.5.
+    model_path: a folder, or the id of a repository on the hub. model_base, load_8bit and load_4bit are
+    there because callers pass them, and refused if set; model_name is not needed. device_map: as
+    accelerate takes it, instead of device. device: CUDA if there is one, else the CPU. dtype: float16 on
+    CUDA, else float32. attn_implementation: one of ATTENTION. Raises ValueError, in one sentence that
+    names the file or the argument, for what is missing, damaged, or not LLaVA-1.5.
     """
     if model_base is not None:
         raise ValueError(f"model_base={model_base!r}: LoRA checkpoints are not supported, merge them first")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    if load_8bit or load_4bit:
+        raise ValueError("load_8bit and load_4bit: quantised models are not supported")
+    if attn_implementation not in ATTENTION:
+        raise ValueError(f"attn_implementation={attn_implementation!r}: allowed are {', '.join(ATTENTION)}")
+    if attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError("attn_implementation='flash_attention_2': the package flash-attn or a GPU is missing")
+    place = find_device(device)
+    dtype = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
     folder = find_folder(model_path)
     config = read_config(folder)
     found = {name for name in check_files(folder, "tokenizer.model") if not name.endswith(DERIVED)}
@@ -57,12 +72,26 @@ def load_pretrained_model(
         raise ValueError(f"{folder}: the weights do not fit config.json: missing {missing}, left over {left_over}")
     model.model.vision_tower = load_tower(folder, config, dtype)
     if device_map is None:
-        model.to(device)
+        model.to(place)
     else:
         model.model.vision_tower.to(model.device)
-    tokenizer = LlamaTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = LlamaTokenizer.from_pretrained(folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{folder / 'tokenizer.model'}: damaged, or not a sentencepiece model") from error
     context = int(getattr(config, "max_sequence_length", 2048))
     return tokenizer, model.eval(), model.get_vision_tower().image_processor, context
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best there is; ValueError if it is not there."""
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r}: allowed are cpu, cuda, cuda:1, ...") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: there is no CUDA device here")
+    return place
 
 
 def find_folder(path: str) -> Path:
@@ -70,18 +99,25 @@ def find_folder(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(path))
+        return Path(snapshot_download(path, allow_patterns=FILES))
     except Exception as error:
         raise ValueError(f"{path!r} is not a folder, and the hub did not give it ({type(error).__name__})") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError that names the file if it is missing or damaged."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{file}: missing, or not JSON ({error})") from error
 
 
 def read_config(folder: Path) -> LlavaConfig:
     """The configuration of a LLaVA-1.5 checkpoint; ValueError if it is anything else."""
     file = folder / "config.json"
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: missing or not JSON ({error})") from error
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder}: LoRA checkpoints are not supported, merge them first")
+    values = read_json(file)
     if "text_config" in values:
         raise ValueError(f"{file}: this is the format of transformers' own LLaVA; want the original, liuhaotian/...")
     if values.get("model_type") not in ("llava", "llava_llama"):
@@ -90,8 +126,11 @@ def read_config(folder: Path) -> LlavaConfig:
         raise ValueError(f"{file}: LLaVA-1.6 (anyres images) is not supported, only LLaVA-1.5")
     if values.get("mm_use_im_start_end"):
         raise ValueError(f"{file}: mm_use_im_start_end is not supported; no LLaVA-1.5 checkpoint uses it")
-    if not values.get("mm_vision_tower"):
-        raise ValueError(f"{file}: mm_vision_tower is missing: want a folder or the id of a CLIP model")
+    if values.get("mm_vision_select_feature", "patch") != "patch":
+        raise ValueError(f"{file}: mm_vision_select_feature={values['mm_vision_select_feature']!r}: want 'patch'")
+    missing = [name for name in NEEDED if values.get(name) is None]
+    if missing:
+        raise ValueError(f"{file}: {', '.join(missing)} missing; the configuration is incomplete")
     return LlavaConfig.from_dict(values)
 
 
@@ -103,9 +142,11 @@ def check_files(folder: Path, *others: str) -> set[str]:
     for name in others:
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name}: missing; the checkpoint is incomplete")
+    for file in folder.glob("*.json"):
+        read_json(file)
     indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
     if indices:
-        files = sorted({folder / name for name in json.loads(indices[0].read_text())["weight_map"].values()})
+        files = sorted({folder / name for name in read_json(indices[0]).get("weight_map", {}).values()})
     else:
         files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")][:1]
     if not files:
@@ -131,5 +172,7 @@ def load_tower(folder: Path, config: LlavaConfig, dtype: torch.dtype) -> CLIPVis
     inside = folder / config.mm_vision_tower
     tower = inside if inside.is_dir() else find_folder(config.mm_vision_tower)
     check_files(tower, "config.json", "preprocessor_config.json")
-    keep_class = getattr(config, "mm_vision_select_feature", "patch") == "cls_patch"
-    return CLIPVisionTower(tower, config.mm_vision_select_layer, keep_class, dtype)
+    try:
+        return CLIPVisionTower(tower, config.mm_vision_select_layer, dtype)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{tower}: the vision tower cannot be loaded: {error}") from error

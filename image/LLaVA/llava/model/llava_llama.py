@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.vision_tower import CLIPVisionTower
 from strategy import Layout, Span
+from strategy.cache import length as cache_length
 
 Images = Tensor | Sequence[Tensor] | None
 
@@ -121,7 +122,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         `images` are the processed pictures of the prompts. `image_sizes` and `return_dict` are taken for
         callers' sake: pictures are always square here, and the output is always a named one.
         """
-        if images is not None and inputs_embeds is None:
+        if inputs_embeds is None and not cache_length(past_key_values):
             inputs_embeds, attention_mask, visual_layout = self.embed_prompts(input_ids, attention_mask, images)
             input_ids = None
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
@@ -158,8 +159,11 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         """Continue prompts [B, S]; returns the new tokens only.
 
         inputs (or input_ids=): token ids with `IMAGE_TOKEN_INDEX` for each picture. Everything else is as
-        in transformers' `generate`. Raises ValueError if prompts and pictures do not match.
+        in transformers' `generate`, but that it cannot start from a cache. Raises ValueError for that, and
+        if prompts and pictures do not match.
         """
+        if kwargs.get("past_key_values") is not None:
+            raise ValueError("generate starts from a prompt: to go on from a cache, call the model itself")
         inputs = kwargs.pop("input_ids", inputs)
         if inputs is None:
             raise ValueError("generate needs the prompts' token ids, as inputs or input_ids")
