@@ -23,7 +23,8 @@ COLOURS = {
     "black": (0.05, 0.05, 0.05),
 }
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six")
-PLACES = ("top-left", "top", "top-right", "left", "centre", "right", "bottom-left", "bottom", "bottom-right")
+# The nine cells of a picture, row by row; what lies in a corner is not asked for, so one word is enough.
+PLACES = (None, "top", None, "left", "centre", "right", None, "bottom", None)
 FAMILIES = ("colour", "shape", "exists", "count", "place")
 
 MAX_OBJECTS = 6
@@ -263,7 +264,7 @@ def _cell(scenes: Scenes) -> Tensor:
 
 
 def _places(scenes: Scenes, index: int) -> list[str | None]:
-    """The place of each object of a scene, None where it is too near to a border to say."""
+    """The place of each object of a scene, None in a corner or too near to a border between cells."""
     margin = (_thirds(scenes)[index, :, None] - torch.tensor([[1.0], [2.0]])).abs().amin(dim=(1, 2))
     cells = _cell(scenes)[index].tolist()
     return [PLACES[cell] if far else None for cell, far in zip(cells, margin >= 3 * PLACE_MARGIN, strict=True)]

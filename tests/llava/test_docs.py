@@ -26,7 +26,8 @@ def blocks(language):
     return [
         (document, block)
         for document in DOCUMENTS
-        for block in re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+        for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+        if kind == language
     ]
 
 

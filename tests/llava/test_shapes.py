@@ -75,7 +75,13 @@ def test_answers_follow_from_the_scene(seed):
         single = f"What colour is the {shape}?"
         assert (single in asked) == (shapes.count(shape) == 1)
         assert single not in asked or asked[single] == colours[shapes.index(shape)]
-    for shape, colour in zip(shapes, colours, strict=True):
+    for index, (shape, colour) in enumerate(zip(shapes, colours, strict=True)):
+        column, row = (scenes.centre[0][present][index] // 112).int().tolist()
+        told = asked.get(f"Where is the {shape}?")
+        assert told in (
+            None,
+            {(1, 0): "top", (0, 1): "left", (1, 1): "centre", (2, 1): "right", (1, 2): "bottom"}.get((column, row)),
+        )
         article = "an" if colour == "orange" else "a"
         assert asked[f"Is there {article} {colour} {shape}?"] == "yes"
 
