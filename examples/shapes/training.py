@@ -4,8 +4,8 @@ Two stages. First the vision tower alone learns what each patch shows (shape, co
 object, whether its centre lies there), through linear heads that are thrown away. Then everything
 learns together to answer: many questions are packed behind each picture, each seeing the picture and
 itself only, at the positions it would have if it were alone. To save time most steps show the decoder
-a subset of the visual tokens, all that carry an object and some of the ground; the last steps show
-all of them.
+a small subset of the visual tokens, those that carry an object and some of the ground; of the last
+steps one half shows all tokens and the other half subsets of any size.
 
 Pictures are drawn as training goes on and never repeat. A run that was stopped goes on from its last
 saved state and takes the same steps it would have taken.
@@ -244,7 +244,8 @@ class Run:
         subset_steps = round(o.answer_steps * (1 - o.full_share))
 
         def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-            return self.answer_loss(step, o.subset if step < subset_steps else patches)
+            some = o.subset if step < subset_steps else random.Random(step).randint(o.subset, patches)
+            return self.answer_loss(step, patches if step >= subset_steps and step % 2 else some)
 
         self.stage("answers", o.answer_steps, o.answer_rate, everything, loss)
         self.student.export(Path(o.out))
@@ -264,6 +265,8 @@ def options(description: str) -> argparse.Namespace:
     parser.add_argument("--dense-rate", type=float, default=1.5e-3)
     parser.add_argument("--answer-rate", type=float, default=1.5e-3)
     parser.add_argument("--subset", type=int, default=160, help="visual tokens shown at first")
-    parser.add_argument("--full-share", type=float, default=0.12, help="share of steps that show all of them")
+    parser.add_argument(
+        "--full-share", type=float, default=0.25, help="share of steps that show all of them, or any number"
+    )
     parser.add_argument("--save-seconds", type=float, default=120, help="how often the state is saved")
     return parser.parse_args()
