@@ -59,7 +59,7 @@ def fft_energy(x, grid, cutoff_ratio, volume):
     return filtered.abs().mean(dim=-1).flatten(1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     grid=st.tuples(st.integers(1, 5), st.integers(2, 13), st.integers(2, 13)),
     cutoff_ratio=st.floats(0.02, 2),
