@@ -89,7 +89,7 @@ class Engine:
         self.handles: list[RemovableHandle] = []
         if layout is None:
             entry = backbone.entry(model)
-            self.handles.append(entry.register_forward_pre_hook(self._read_layout(model), with_kwargs=True))
+            self.handles.append(entry.register_forward_pre_hook(self._read_layout, with_kwargs=True))
         self.handles.append(decoder.register_forward_pre_hook(self._begin, with_kwargs=True))
         self.handles.append(decoder.register_forward_hook(self._end, always_call=True))
         self.handles += backbone.extra_hooks(decoder)
@@ -117,11 +117,8 @@ class Engine:
 
     # The hooks, in the order in which one forward call meets them.
 
-    def _read_layout(self, model: nn.Module) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
-            self.layout = self.backbone.layout(model, call)
-
-        return hook
+    def _read_layout(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
+        self.layout = self.backbone.layout(self.model, call)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
         if args:

@@ -117,7 +117,7 @@ def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
 
 def optimizers(named: Iterable[tuple[str, nn.Parameter]], rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, heads, norms and biases."""
-    parameters = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    parameters = list(named)
     hidden = [p for name, p in parameters if ".layers." in name and p.dim() == 2]
     chosen = {id(p) for p in hidden}
     other = [p for _, p in parameters if id(p) not in chosen]

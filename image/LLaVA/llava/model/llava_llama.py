@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
-from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -193,8 +192,6 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         return call | {
             "inputs_embeds": inputs_embeds,
             "position_ids": positions(attention_mask),
-            # Of the two caches only this one tells how many tokens it saw, however few it holds.
-            "past_key_values": DynamicCache() if use_cache else None,
             "visual_layout": [spans for spans in visual_layout for _ in range(beams)],
         }
 
