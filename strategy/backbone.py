@@ -11,10 +11,16 @@ from strategy.base import Facts, Grid
 
 
 class Span(NamedTuple):
-    """The visual tokens of one image or video: sequence index of the first one, and their grid."""
+    """The visual tokens of one image or video.
 
-    start: int
+    start: sequence index of the first one; or one index a frame, where text stands between the frames.
+    grid: (T, H, W), with H * W tokens next to each other in each frame. lead: tokens of each frame before
+    these, such as a class token, which lie off the grid.
+    """
+
+    start: int | tuple[int, ...]
     grid: Grid
+    lead: int = 0
 
 
 Layout = Sequence[Sequence[Span]]
@@ -54,6 +60,14 @@ class Backbone(ABC):
     @abstractmethod
     def rotary(self, layer: nn.Module, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B or 1, L, head width] that rotate the tokens of a layer's forward call."""
+
+    def added(self, call: dict[str, Any]) -> list[Tensor]:
+        """What the decoder's loop would add to the hidden states after its first layers, taken out of `call`.
+
+        call: the keyword arguments of the decoder's forward call. Returns [B, S, C] a layer, over the whole
+        prompt, zero where nothing is added.
+        """
+        return []
 
     def extra_hooks(self, decoder: nn.Module) -> list[RemovableHandle]:
         """Hooks that this family's code needs to bear a cache shorter than its positions."""

@@ -89,8 +89,9 @@ class Plan:
 class View:
     """What a strategy sees at one stage: G samples with the same grids and so many visual tokens, N.
 
-    stage: counted from 0. grids: of the images and videos of a sample, in order; they tile the N tokens
-    at stage 0 only, before anything is gone. features: [G, N, C], the tokens as the layer before the
+    stage: counted from 0. grids: of the images and videos of a sample, in order. on_grid: for each grid
+    which of the N tokens lie on it, [T * H * W], row by row; at stage 0 only, before anything is gone.
+    Class tokens lie on none. features: [G, N, C], the tokens as the layer before the
     prune left them. reference: [G, N, C], the same tokens at the plan's reference layer.
     last: [G, 1], the sequence index of the last prompt token. attention(rows): the float32 attention
     [G, heads, R, N] that the tokens at sequence indices `rows` [G, R] pay the visual tokens, after the
@@ -99,6 +100,7 @@ class View:
 
     stage: int
     grids: tuple[Grid, ...]
+    on_grid: tuple[Tensor, ...]
     features: Tensor
     reference: Tensor | None
     last: Tensor

@@ -142,18 +142,16 @@ class CLSE(Strategy):
             return attention
         assert view.reference is not None
         config = self.config
-        scores, first = [], 0
-        for grid in view.grids:
-            span = slice(first, first := first + math.prod(grid))
-            scores.append(
-                score(
-                    view.reference[:, span],
-                    view.features[:, span],
-                    attention[:, span],
-                    grid,
-                    config.clse_cutoff_ratio,
-                    config.clse_temp,
-                    config.clse_fft_3d,
-                )
+        # What lies on no grid has no spectrum: a factor of one.
+        scores = attention.clone()
+        for grid, tokens in zip(view.grids, view.on_grid, strict=True):
+            scores[:, tokens] = score(
+                view.reference[:, tokens],
+                view.features[:, tokens],
+                attention[:, tokens],
+                grid,
+                config.clse_cutoff_ratio,
+                config.clse_temp,
+                config.clse_fft_3d,
             )
-        return torch.cat(scores, dim=1)
+        return scores

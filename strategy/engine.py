@@ -21,7 +21,7 @@ from strategy.attention import attention_rows, rows_of
 from strategy.backbone import Backbone, Layout, find_backbone
 from strategy.base import View
 from strategy.config import VTRConfig
-from strategy.prefill import Group, Prefill
+from strategy.prefill import Group, Prefill, Pruned
 from strategy.record import RunRecord, Stage
 
 # Where an attached model and its decoder keep their engine, so that it lives as long as they do.
@@ -32,7 +32,7 @@ def attach(model: nn.Module, config: VTRConfig, backbone: str | None = None, lay
     """Put the hooks on a model and return the record they will write.
 
     model: a model of a known backbone; or its bare text decoder, with `layout`, for each sample a list of
-    (start, (T, H, W)), and with `backbone` where the decoder's class serves several. Raises ValueError for
+    (start, (T, H, W)), see `Span`, and with `backbone` where the decoder's class serves several. Raises ValueError for
     an unknown model, a configuration that does not fit the decoder, a model that is attached already, or
     one whose decoder is spread over several devices.
     """
@@ -84,12 +84,10 @@ class Engine:
         self.record = RunRecord(config.strategy if config.enabled else "unpruned", len(decoder.layers), self.plan)
         self.layout: Layout | None = None
         self.prefill: Prefill | None = None
-        # What a pruned cache no longer shows: its prompt's length, and which slots are real, [B, L].
-        self.pruned: weakref.WeakKeyDictionary[Any, tuple[int, Tensor]] = weakref.WeakKeyDictionary()
+        self.pruned: weakref.WeakKeyDictionary[Any, Pruned] = weakref.WeakKeyDictionary()
         self.handles: list[RemovableHandle] = []
-        if layout is None:
-            entry = backbone.entry(model)
-            self.handles.append(entry.register_forward_pre_hook(self._read_layout, with_kwargs=True))
+        entry = decoder if isinstance(model, backbone.decoders) else backbone.entry(model)
+        self.handles.append(entry.register_forward_pre_hook(self._enter, with_kwargs=True))
         self.handles.append(decoder.register_forward_pre_hook(self._begin, with_kwargs=True))
         self.handles.append(decoder.register_forward_hook(self._end, always_call=True))
         self.handles += backbone.extra_hooks(decoder)
@@ -103,9 +101,9 @@ class Engine:
             handles.append(layer.register_forward_pre_hook(self._keep_reference))
         if self.plan and number >= self.plan.layers[0]:
             handles.append(layer.register_forward_pre_hook(self._narrow, with_kwargs=True))
-        if self.plan and number + 1 in self.plan.layers:
-            hook = self._prune_after(number, self.plan.layers.index(number + 1))
-            handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+        if self.plan:
+            stage = self.plan.layers.index(number + 1) if number + 1 in self.plan.layers else None
+            handles.append(layer.register_forward_hook(self._after(number, stage), with_kwargs=True))
         return handles
 
     def remove(self) -> None:
@@ -117,33 +115,50 @@ class Engine:
 
     # The hooks, in the order in which one forward call meets them.
 
-    def _read_layout(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
-        self.layout = self.backbone.layout(self.model, call)
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
+        """Read a new prompt's layout; place what follows a pruned one where it would stand without pruning."""
+        tokens, cache = _tokens(args, call), call.get("past_key_values")
+        if not kv.length(cache):
+            self.layout = self.backbone.layout(self.model, call) if self.fixed_layout is None else self.fixed_layout
+            return None
+        prompt = self._prompt_of(cache, len(tokens))
+        if prompt is not None and call.get("position_ids") is None:
+            later = kv.length(cache) - prompt.real.shape[1]
+            new = torch.arange(later, later + tokens.shape[1], device=tokens.device)
+            call["position_ids"] = prompt.position + new
+        return args, call
+
+    def _prompt_of(self, cache: Any, batch: int) -> Pruned | None:
+        """The pruned prompt in a cache that now holds so many samples."""
+        prompt = None if isinstance(cache, tuple) else self.pruned.get(cache)
+        return prompt and prompt.repeat(batch)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
-        if args:
-            raise ValueError("while it is pruned, a decoder takes keyword arguments only, such as inputs_embeds=")
-        embeddings, cache = call.get("inputs_embeds"), call.get("past_key_values")
-        tokens = embeddings if embeddings is not None else call["input_ids"]
+        tokens, cache = _tokens(args, call), call.get("past_key_values")
         if kv.length(cache):
             return self._continue(args, call, cache, tokens)
-        layout = self.layout if self.fixed_layout is None else self.fixed_layout
+        layout, self.layout = self.layout, None
         if layout is not None and any(layout):
-            self.prefill = Prefill.start(layout, tokens, call.get("attention_mask"))
-        return None
+            mask, positions = call.get("attention_mask"), call.get("position_ids")
+            self.prefill = Prefill.start(layout, tokens, mask, positions)
+            if self.plan:
+                self.prefill.added = self.backbone.added(call)
+        return args, call
 
     def _continue(self, args: tuple[Any, ...], call: dict[str, Any], cache: Any, tokens: Tensor) -> Any:
-        """Fit a later call's mask and positions, counted from the whole prompt, to a pruned cache."""
-        prompt, real = (0, None) if isinstance(cache, tuple) else self.pruned.get(cache, (0, None))
-        if real is None:
+        """Fit a later call's mask, as long as the whole prompt and all that follows it, to a pruned cache."""
+        prompt = self._prompt_of(cache, len(tokens))
+        if prompt is None:
             return None
-        held, new = kv.length(cache), tokens.shape[1]
-        if call.get("position_ids") is None:
-            first = prompt + held - real.shape[1]
-            call["position_ids"] = torch.arange(first, first + new, device=tokens.device)[None]
+        held, new, real = kv.length(cache), tokens.shape[1], prompt.real
         mask, later = call.get("attention_mask"), held + new - real.shape[1]
         if mask is None:
             mask = real.new_ones(len(real), later)
+        elif mask.dim() == 2 and mask.shape[1] != prompt.prompt + later:
+            raise ValueError(
+                f"attention_mask is for {mask.shape[1]} tokens, but the prompt had {prompt.prompt} and {later} follow "
+                "it: a call on a pruned cache takes the mask of all of them, and only the new tokens as its input"
+            )
         if mask.dim() == 2:
             call["attention_mask"] = torch.cat([real.to(mask.dtype), mask[:, -later:]], dim=1)
         if call.get("cache_position") is not None:
@@ -164,13 +179,19 @@ class Engine:
                 call[name] = state.narrow(name, call[name], mask_4d)
         return args, call
 
-    def _prune_after(self, number: int, stage: int) -> Callable[..., Any]:
+    def _after(self, number: int, stage: int | None) -> Callable[..., Any]:
+        """The hook that prunes behind a layer, if that is a stage, and then adds what the stock loop would add."""
+
         def hook(layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> Any:
-            if self.prefill is None:
+            state = self.prefill
+            if state is None:
                 return None
-            first, *others = output if isinstance(output, tuple) else (output,)
-            with torch.no_grad():
-                hidden = self._prune(self.prefill, number, stage, args[0], call, first)
+            hidden, *others = output if isinstance(output, tuple) else (output,)
+            if stage is not None:
+                with torch.no_grad():
+                    hidden = self._prune(state, number, stage, args[0], call, hidden)
+            if number < len(state.added):
+                hidden = hidden + state.left(state.added[number]).to(hidden)
             return (hidden, *others) if isinstance(output, tuple) else hidden
 
         return hook
@@ -231,6 +252,7 @@ class Engine:
         return View(
             stage=stage,
             grids=group.grids,
+            on_grid=group.on_grid,
             features=rows_of(state.of(group, hidden), visual),
             reference=reference,
             last=state.of(group, state.last) + hidden.shape[1] - state.real.shape[1],
@@ -257,11 +279,19 @@ class Engine:
                 kv.write(cache, number, keys, values)
             size += keys.nbytes + values.nbytes
         self.record.add_cache(len(visual), kv.length(cache), size / len(state.real))
-        if state.index is not None:
-            self.pruned[cache] = state.real.shape[1], state.real_slots()
+        if (pruned := state.pruned()) is not None:
+            self.pruned[cache] = pruned
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.prefill = None
+
+
+def _tokens(args: tuple[Any, ...], call: dict[str, Any]) -> Tensor:
+    """What the tokens of a call are given as, [B, L, C] or [B, L]."""
+    if args:
+        raise ValueError("while it is pruned, a decoder takes keyword arguments only, such as inputs_embeds=")
+    embeddings = call.get("inputs_embeds")
+    return call["input_ids"] if embeddings is None else embeddings
 
 
 def _cache_of(call: dict[str, Any]) -> Any:

@@ -1,9 +1,8 @@
 """The state of one pruned forward call: which tokens are left, and where they now are."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,23 +18,21 @@ from strategy.record import Stage
 class Group:
     """Samples of a batch with the same grids, so that one tensor holds them all.
 
-    samples: their numbers in the batch; rows: the same on the device. left: [G, R], their tokens still
-    there, as indices of the whole prompt. visual, text: the places in `left` of the visual and of the
-    other tokens. number: [G, N], the visual tokens still there, in the numbering of the unpruned ones.
+    samples: their numbers in the batch; rows: the same on the device. whole: how many visual tokens each
+    had before the first prune; grids, on_grid: theirs, see `View`. left: [G, R], their tokens still there,
+    as indices of the whole prompt. visual, text: the places in `left` of the visual and of the other
+    tokens. number: [G, N], the visual tokens still there, in the numbering of the unpruned ones.
     """
 
     samples: list[int]
     rows: Tensor
+    whole: int
     grids: tuple[Grid, ...]
+    on_grid: tuple[Tensor, ...]
     left: Tensor
     visual: Tensor
     text: Tensor
     number: Tensor
-
-    @property
-    def whole(self) -> int:
-        """How many visual tokens each sample had before the first prune."""
-        return sum(map(math.prod, self.grids))
 
     def keep(self, chosen: Tensor) -> Tensor:
         """Drop the visual tokens not in `chosen` [G, N'], in order; returns the places that stay in `left`."""
@@ -50,39 +47,48 @@ class Group:
 class Prefill:
     """The state of one forward call over prompts with visual tokens.
 
-    real: [B, S], False for the prompts' own padding. last: [B, 1], each prompt's last token. takes: for
-    each prune, the places [B, L] in the sequence before it of what is left. index: [B, L], what is left,
-    as indices of the whole prompt; None while everything is. padding: [B, L], True where a sample that
-    lost more than another was filled up on the left; None if nowhere.
+    real: [B, S], False for the prompts' own padding. last: [B, 1], each prompt's last token. position:
+    [B, 1], the position id of the token that will follow the prompt. takes: for each prune, the places
+    [B, L] in the sequence before it of what is left. index: [B, L], what is left, as indices of the whole
+    prompt; None while everything is. padding: [B, L], True where a sample that lost more than another was
+    filled up on the left; None if nowhere. added: see `Backbone.added`.
     """
 
     groups: list[Group]
     real: Tensor
     last: Tensor
+    position: Tensor
     takes: list[Tensor] = field(default_factory=list)
     index: Tensor | None = None
     padding: Tensor | None = None
     reference: Tensor | None = None
+    added: list[Tensor] = field(default_factory=list)
     narrowed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
 
     @classmethod
-    def start(cls, layout: Layout, tokens: Tensor, mask: Tensor | None) -> "Prefill":
-        """Begin with prompts [B, S, ...], their layout and their padding mask [B, S] if they have one."""
+    def start(cls, layout: Layout, tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> "Prefill":
+        """Begin with prompts [B, S, ...] and their layout.
+
+        mask: their padding, [B, S], if they have one. positions: their position ids, [B or 1, S] or several
+        kinds of them, [..., B or 1, S]; counted from 0 if they have none.
+        """
         (batch, length), device = tokens.shape[:2], tokens.device
-        alike: dict[tuple[Grid, ...], list[tuple[int, list[int]]]] = {}
+        alike: dict[tuple[tuple[Grid, int], ...], list[tuple[int, list[int]]]] = {}
         for sample, spans in enumerate(checked(layout, batch, length)):
-            places = [at for start, grid in spans for at in range(start, start + math.prod(grid))]
-            alike.setdefault(tuple(grid for _, grid in spans), []).append((sample, places))
+            places = [at for span in spans for start in span.starts for at in range(start, start + span.frame)]
+            alike.setdefault(tuple((span.grid, span.lead) for span in spans), []).append((sample, places))
         groups = []
-        for grids, members in alike.items():
+        for kinds, members in alike.items():
             visual = [places for _, places in members]
             text = [sorted(set(range(length)).difference(places)) for places in visual]
             samples = [sample for sample, _ in members]
             group = Group(
                 samples=samples,
                 rows=torch.tensor(samples, device=device),
-                grids=grids,
+                whole=len(visual[0]),
+                grids=tuple(grid for grid, _ in kinds),
+                on_grid=_on_grid(kinds, device),
                 left=torch.arange(length, device=device).expand(len(members), -1),
                 visual=torch.tensor(visual, dtype=torch.long, device=device),
                 text=torch.tensor(text, dtype=torch.long, device=device),
@@ -93,7 +99,11 @@ class Prefill:
         if mask is not None and mask.dim() == 2:
             real = mask.bool()
         last = (real * torch.arange(length, device=device)).amax(dim=1, keepdim=True)
-        return cls(groups, real, last)
+        if positions is None:
+            positions = torch.arange(length, device=device)[None]
+        # The first kind may merely count tokens; a text token's are the same in all those that rotate.
+        position = positions.reshape(-1, *positions.shape[-2:])[-1].take_along_dim(last, 1) + 1
+        return cls(groups, real, last, position)
 
     def of(self, group: Group, tensor: Tensor) -> Tensor:
         """The group's samples of a tensor [B or 1, ...]."""
@@ -176,30 +186,91 @@ class Prefill:
             places = take if places is None else take.gather(1, places)
         return places
 
-    def real_slots(self) -> Tensor:
-        """Which of the tokens left are neither a prompt's own padding nor filled in, [B, L]."""
-        assert self.index is not None
+    def pruned(self) -> "Pruned | None":
+        """What the cache will no longer show of this prompt; None if nothing was pruned."""
+        if self.index is None:
+            return None
         real = self.real.gather(1, self.index)
-        return real if self.padding is None else real & ~self.padding
+        return Pruned(self.real.shape[1], self.position, real if self.padding is None else real & ~self.padding)
+
+    def left(self, tensor: Tensor) -> Tensor:
+        """What is left of a tensor [B, S, C] over the whole prompt."""
+        return tensor if self.index is None else rows_of(tensor, self.index)
 
 
-def checked(layout: Layout, batch: int, length: int) -> list[list[Span]]:
-    """A layout in order of its spans; ValueError if it does not fit prompts [batch, length]."""
+class Pruned(NamedTuple):
+    """What a pruned cache no longer shows of its prompt.
+
+    prompt: the whole prompt's length. position: [B, 1], the position id of the token that followed it.
+    real: [B, L], False for the slots left of the prompt that are padding.
+    """
+
+    prompt: int
+    position: Tensor
+    real: Tensor
+
+    def repeat(self, batch: int) -> "Pruned":
+        """The same for a cache whose samples were repeated, each one in place, up to `batch`."""
+        copies = batch // len(self.real)
+        if copies == 1:
+            return self
+        return Pruned(self.prompt, *(tensor.repeat_interleave(copies, 0) for tensor in self[1:]))
+
+
+class Frames(NamedTuple):
+    """A span with the start of each of its frames."""
+
+    starts: tuple[int, ...]
+    grid: Grid
+    lead: int
+
+    @property
+    def frame(self) -> int:
+        """How many tokens one frame has."""
+        return self.lead + self.grid[1] * self.grid[2]
+
+
+def checked(layout: Layout, batch: int, length: int) -> list[list[Frames]]:
+    """The frames of each span, in order; ValueError if the layout does not fit prompts [batch, length]."""
     if len(layout) != batch:
         raise ValueError(f"the layout tells of {len(layout)} samples, the batch has {batch}")
     ordered = []
     for sample, given in enumerate(layout):
-        spans = sorted(Span(int(start), tuple(map(int, grid))) for start, grid in given)  # type: ignore[arg-type]
+        spans = sorted(_frames(sample, Span(*span)) for span in given)
         end = 0
-        for start, grid in spans:
-            if len(grid) != 3 or min(grid) < 1:
-                raise ValueError(f"sample {sample}: grid {grid} is not three numbers from 1 up (T, H, W)")
-            if start < end:
-                raise ValueError(f"sample {sample}: the span at {start} begins before {end}, inside another one")
-            end = start + math.prod(grid)
+        for span in spans:
+            for start in span.starts:
+                if start < end:
+                    raise ValueError(f"sample {sample}: the span at {start} begins before {end}, inside another one")
+                end = start + span.frame
         if end >= length:
             raise ValueError(
                 f"sample {sample}: the visual tokens end at {end} of {length} tokens, but text must follow them"
             )
         ordered.append(spans)
     return ordered
+
+
+def _frames(sample: int, span: Span) -> Frames:
+    grid, lead = tuple(map(int, span.grid)), int(span.lead)
+    if len(grid) != 3 or min(grid) < 1:
+        raise ValueError(f"sample {sample}: grid {grid} is not three numbers from 1 up (T, H, W)")
+    if lead < 0:
+        raise ValueError(f"sample {sample}: lead={lead}, want the number of tokens before each frame's patches")
+    if isinstance(span.start, Sequence):
+        starts = tuple(map(int, span.start))
+    else:
+        starts = tuple(int(span.start) + frame * (lead + grid[1] * grid[2]) for frame in range(grid[0]))
+    if len(starts) != grid[0]:
+        raise ValueError(f"sample {sample}: grid {grid} has {grid[0]} frames, but {len(starts)} starts are given")
+    return Frames(starts, (grid[0], grid[1], grid[2]), lead)
+
+
+def _on_grid(kinds: Iterable[tuple[Grid, int]], device: torch.device) -> tuple[Tensor, ...]:
+    """For each grid, with its lead, which visual tokens lie on it."""
+    tokens, first = [], 0
+    for (frames, height, width), lead in kinds:
+        size = lead + height * width
+        tokens.append(torch.arange(first, first + frames * size, device=device).view(frames, size)[:, lead:].flatten())
+        first += frames * size
+    return tuple(tokens)

@@ -5,28 +5,40 @@ A backbone's tests import everything from here and give a fixture `family`, a `F
 
 import copy
 import gc
+import json
 import math
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import strategy
 from strategy import VTRConfig
 from strategy.cache import length as cache_length
 from strategy.cache import read as cache_read
+from strategy.cache import write as cache_write
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
-STEPS = 3
+STEPS = 16
+STAGES = {"prune_layer": [1, 4, 8], "ref_layers": 0}
+GOLDEN = Path(__file__).parent / "golden"
 
 
 class Family(Protocol):
-    """A backbone's tiny random decoder and how it is called."""
+    """A backbone's tiny random decoder and how it is called; `published` names its file in tests/golden."""
 
     name: str
+    published: str
+
+    def build(self, config: dict[str, Any], attention: str) -> Any:
+        """A decoder of that configuration."""
 
     def decoder(self, attention: str) -> Any:
         """A random decoder, the same one at each call, in float32."""
@@ -34,8 +46,20 @@ class Family(Protocol):
     def cache(self) -> Any:
         """An empty cache."""
 
+    def extra(self, visual: Tensor, features: list[Tensor]) -> dict[str, Any]:
+        """Arguments that add `features`, [N, C] a layer, to the N visual tokens of [B, S] after the first layers.
+
+        Empty where the family has no such thing.
+        """
+
     def run(
-        self, decoder: Any, embeddings: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Any
+        self,
+        decoder: Any,
+        embeddings: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        cache: Any,
+        extra: dict[str, Any] | None = None,
     ) -> Tensor:
         """The last hidden state of a forward call; mask [B, S] and positions [B, S] as for text, or None."""
 
@@ -46,7 +70,7 @@ class Batch:
 
     embeddings: Tensor
     mask: Tensor | None
-    layout: list[list[tuple[int, tuple[int, int, int]]]]
+    layout: list[list[tuple[Any, ...]]]
 
     def positions(self, more: int = 0) -> Tensor:
         """Position ids of the prompts and `more` later tokens, counting real tokens only."""
@@ -56,8 +80,20 @@ class Batch:
 
     def visual(self, sample: int) -> Tensor:
         """Indices of a sample's visual tokens."""
-        spans = self.layout[sample]
-        return torch.tensor([i for start, grid in spans for i in range(start, start + math.prod(grid))]).long()
+        places = []
+        for start, (frames, height, width), *lead in self.layout[sample]:
+            size = sum(lead) + height * width
+            starts = start if isinstance(start, tuple) else range(start, start + frames * size, size)
+            places += [at for first in starts for at in range(first, first + size)]
+        return torch.tensor(places).long()
+
+    def extra(self, family: Family, more: int = 0) -> dict[str, Any]:
+        """What the family adds at the visual tokens, for the prompts and `more` later tokens."""
+        visual = torch.zeros(len(self.embeddings), self.embeddings.shape[1] + more, dtype=torch.bool)
+        for sample in range(len(visual)):
+            visual[sample, self.visual(sample)] = True
+        own = self.embeddings[visual[:, : self.embeddings.shape[1]]]
+        return family.extra(visual, [own.roll(layer, dims=-1) for layer in (1, 2, 3)])
 
 
 # For each sample its spans; then its padding on the left and on the right.
@@ -67,6 +103,10 @@ LAYOUTS = {
     "two images and text between": ([[(3, SMALL), (50, WIDE)]], None),
     "images at different places": ([[(5, SMALL)], [(40, SMALL)]], None),
     "images of different size": ([[(5, SMALL)], [(9, WIDE)], [(2, (1, 8, 8))]], None),
+    "a video with text between its frames": ([[((4, 30, 77), (3, 4, 6))]], None),
+    "a video and an image": ([[((4, 30, 77), (3, 4, 6))], [(2, (2, 3, 4)), (60, SMALL)]], [(0, 0), (2, 0)]),
+    "a video with class tokens": ([[(5, (3, 4, 6), 1)], [(5, (3, 4, 6), 1)]], None),
+    "class tokens and none": ([[((4, 31, 77), (3, 4, 6), 2), (104, (1, 2, 2))], [(60, SMALL)]], [(0, 0), (2, 0)]),
     "one sample without an image": ([[(5, SMALL)], []], None),
     "padded on the left": ([[(5, SMALL)], [(20, WIDE)], []], [(0, 0), (11, 0), (30, 0)]),
     "padded on the right": ([[(5, SMALL)], [(20, WIDE)]], [(0, 0), (0, 7)]),
@@ -85,24 +125,27 @@ def make(name: str, width: int) -> Batch:
     return Batch(torch.randn(len(layout), length, width, generator=generator), mask, layout)
 
 
-def masked_oracle(family: Family, decoder: Any, batch: Batch, later: Tensor, stages: list[Any]) -> Tensor:
-    """The stock decoder on the whole sequence, with a mask a layer that hides what is pruned there.
+def prefill(family: Family, decoder: Any, batch: Batch, cache: Any = None) -> Tensor:
+    """The last hidden state of the prompts alone, in a new cache if none is given."""
+    cache = family.cache() if cache is None else cache
+    return family.run(decoder, batch.embeddings, batch.mask, batch.positions(), cache, batch.extra(family))
 
+
+@contextmanager
+def hiding(decoder: Any, visual: list[Tensor], real: Tensor, prompt: int, stages: list[Any]) -> Iterator[None]:
+    """Give each layer of a stock decoder a mask that hides what is pruned there.
+
+    visual: each sample's visual tokens. real: [B, L], prompts of length `prompt` and what follows them.
     Later tokens see the final kept set at every layer, since the whole cache is trimmed to it.
     """
-    embeddings = torch.cat([batch.embeddings, later], dim=1)
-    samples, prompt, total = len(embeddings), batch.embeddings.shape[1], embeddings.shape[1]
-    real = torch.ones(samples, total, dtype=torch.bool)
-    if batch.mask is not None:
-        real[:, :prompt] = batch.mask.bool()
+    samples, total = real.shape
 
     def alive(done: list[Any]) -> Tensor:
         there = real.clone()
         for sample in range(samples):
-            visual = batch.visual(sample)
             if done:
-                there[sample, visual] = False
-                there[sample, visual[done[-1].kept[sample]]] = True
+                there[sample, visual[sample]] = False
+                there[sample, visual[sample][done[-1].kept[sample]]] = True
         return there
 
     def hook_for(number: int) -> Any:
@@ -121,10 +164,21 @@ def masked_oracle(family: Family, decoder: Any, batch: Batch, later: Tensor, sta
         for number, layer in enumerate(decoder.layers)
     ]
     try:
-        return family.run(decoder, embeddings, None, batch.positions(later.shape[1]), None)
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def masked_oracle(family: Family, decoder: Any, batch: Batch, later: Tensor, stages: list[Any]) -> Tensor:
+    """The stock decoder on the prompts and later tokens at once, with what is pruned hidden."""
+    (samples, prompt), more = batch.embeddings.shape[:2], later.shape[1]
+    real = torch.ones(samples, prompt + more, dtype=torch.bool)
+    if batch.mask is not None:
+        real[:, :prompt] = batch.mask.bool()
+    embeddings = torch.cat([batch.embeddings, later], dim=1)
+    with hiding(decoder, [batch.visual(sample) for sample in range(samples)], real, prompt, stages):
+        return family.run(decoder, embeddings, None, batch.positions(more), None, batch.extra(family, more))
 
 
 def left_of(batch: Batch, sample: int, stage: Any) -> Tensor:
@@ -151,9 +205,9 @@ def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, bat
     samples, prompt, width = batch.embeddings.shape
     later = torch.randn(samples, STEPS, width, generator=torch.Generator().manual_seed(1))
     positions, cache = batch.positions(STEPS), family.cache()
-    config = VTRConfig(strategy=name, keep_tokens=[20, 12, 5])
+    config = VTRConfig(strategy=name, keep_tokens=[20, 12, 5], **STAGES)
     with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
-        hidden = family.run(decoder, batch.embeddings, batch.mask, positions[:, :prompt], cache)
+        hidden = prefill(family, decoder, batch, cache)
         steps = []
         for step in range(STEPS):
             upto = prompt + step + 1
@@ -177,15 +231,18 @@ def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, bat
 @pytest.mark.parametrize("name", strategy.available())
 def test_each_sample_of_a_batch_keeps_what_it_would_keep_alone(family, batch, name):
     decoder = family.decoder("sdpa")
-    config = VTRConfig(strategy=name, keep_tokens=[20, 12, 5])
+    config = VTRConfig(strategy=name, keep_tokens=[20, 12, 5], **STAGES)
     with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as together:
-        family.run(decoder, batch.embeddings, batch.mask, batch.positions(), None)
+        family.run(decoder, batch.embeddings, batch.mask, batch.positions(), None, batch.extra(family))
     for sample, spans in enumerate(batch.layout):
         real = slice(None) if batch.mask is None else batch.mask[sample].bool()
         pad = 0 if batch.mask is None else int(batch.mask[sample].argmax())
-        alone = Batch(batch.embeddings[sample : sample + 1, real], None, [[(at - pad, grid) for at, grid in spans]])
+        shifted = [
+            (tuple(i - pad for i in at) if isinstance(at, tuple) else at - pad, *kind) for at, *kind in spans
+        ]
+        alone = Batch(batch.embeddings[sample : sample + 1, real], None, [shifted])
         with strategy.prune(decoder, config, backbone=family.name, layout=alone.layout) as run:
-            family.run(decoder, alone.embeddings, None, alone.positions(), None)
+            family.run(decoder, alone.embeddings, None, alone.positions(), None, alone.extra(family))
         for stage, single in zip(together.stages, run.stages, strict=False):
             assert torch.equal(stage.kept[sample], single.kept[0])
         assert run.stages or not spans
@@ -196,7 +253,7 @@ def test_sdpa_and_eager_keep_the_same_tokens(family, batch):
     for attention in ("sdpa", "eager"):
         decoder = family.decoder(attention)
         with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=batch.layout) as run:
-            family.run(decoder, batch.embeddings, batch.mask, batch.positions(), family.cache())
+            prefill(family, decoder, batch)
         kept.append([tensor for stage in run.stages for tensor in stage.kept])
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
 
@@ -204,9 +261,9 @@ def test_sdpa_and_eager_keep_the_same_tokens(family, batch):
 def test_the_record_says_what_was_kept(family):
     batch = make("images of different size", family.decoder("sdpa").config.hidden_size)
     decoder, cache = family.decoder("sdpa"), family.cache()
-    config = VTRConfig(keep_tokens=[20, 12, 5], prune_layer=[1, 3, 6])
+    config = VTRConfig(keep_tokens=[20, 12, 5], prune_layer=[1, 3, 6], ref_layers=0)
     with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
-        family.run(decoder, batch.embeddings, None, batch.positions(), cache)
+        prefill(family, decoder, batch, cache)
     whole = [42, 45, 64]
     shares = decoder_shares(family)
     kept = [[min(n, max(1, math.floor(b / 576 * n))) if shares else b for n in whole] for b in (20, 12, 5)]
@@ -233,13 +290,13 @@ def decoder_shares(family: Family) -> bool:
 
 
 @pytest.mark.parametrize(
-    "config", [VTRConfig(enabled=False), VTRConfig(retain_ratio=[1.0, 1.0, 1.0]), VTRConfig(keep_tokens=4096)]
+    "config", [VTRConfig(enabled=False), VTRConfig(retain_ratio=[1.0, 1.0, 1.0], **STAGES), VTRConfig(keep_tokens=4096)]
 )
 def test_keeping_everything_is_the_stock_model_to_the_last_bit(family, batch, config):
     decoder = family.decoder("sdpa")
-    stock = family.run(decoder, batch.embeddings, batch.mask, batch.positions(), family.cache())
+    stock = prefill(family, decoder, batch)
     with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
-        hidden = family.run(decoder, batch.embeddings, batch.mask, batch.positions(), family.cache())
+        hidden = prefill(family, decoder, batch)
     assert torch.equal(hidden, stock)
     assert all(stage.before == stage.after for stage in run.stages)
     assert run.means()["cache_length"] == batch.embeddings.shape[1]
@@ -248,9 +305,9 @@ def test_keeping_everything_is_the_stock_model_to_the_last_bit(family, batch, co
 def test_text_alone_is_the_stock_model_to_the_last_bit(family):
     batch = make("one image", family.decoder("sdpa").config.hidden_size)
     decoder = family.decoder("sdpa")
-    stock = family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+    stock = prefill(family, decoder, batch)
     with strategy.prune(decoder, VTRConfig(), backbone=family.name, layout=[[]]) as run:
-        hidden = family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+        hidden = prefill(family, decoder, batch)
     assert torch.equal(hidden, stock)
     assert (run.samples, run.stages) == (0, [])
 
@@ -259,50 +316,80 @@ def test_text_alone_is_the_stock_model_to_the_last_bit(family):
 def test_afterwards_the_model_is_the_stock_one(family, fails):
     batch = make("one image", family.decoder("sdpa").config.hidden_size)
     decoder = family.decoder("sdpa")
-    stock = family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+    stock = prefill(family, decoder, batch)
     methods = {name: getattr(module, "forward") for name, module in decoder.named_modules()}  # noqa: B009
 
     def fail(*_: Any) -> None:
         raise KeyError("in the middle of a layer")
 
-    config = VTRConfig(keep_tokens=[20, 12, 5], prune_layer=[1, 3, 6])
+    config = VTRConfig(keep_tokens=[20, 12, 5], prune_layer=[1, 3, 6], ref_layers=0)
     try:
         with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout):
             broken = decoder.layers[4].mlp.register_forward_hook(fail) if fails else None
-            family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+            prefill(family, decoder, batch)
     except KeyError:
         broken.remove()
     assert all_hooks(decoder) == 0
     assert methods == {name: getattr(module, "forward") for name, module in decoder.named_modules()}  # noqa: B009
-    again = family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+    again = prefill(family, decoder, batch)
     assert torch.equal(again, stock)
 
 
 def test_a_failed_call_leaves_nothing_for_the_next_one(family):
     batch = make("one image", family.decoder("sdpa").config.hidden_size)
     decoder = family.decoder("sdpa")
-    config = VTRConfig(keep_tokens=[20, 12, 5])
+    config = VTRConfig(keep_tokens=[20, 12, 5], **STAGES)
     with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
-        first = family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+        first = prefill(family, decoder, batch)
         broken = decoder.layers[-1].register_forward_pre_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+            prefill(family, decoder, batch)
         broken.remove()
-        assert torch.equal(family.run(decoder, batch.embeddings, None, batch.positions(), family.cache()), first)
+        assert torch.equal(prefill(family, decoder, batch), first)
     assert run.samples == 2
 
 
-def test_later_calls_need_no_positions(family):
-    decoder = family.decoder("sdpa")
-    batch = make("images of different size", decoder.config.hidden_size)
-    later = torch.randn(3, 1, decoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("name", ["images of different size", "padded on the left"])
+def test_later_calls_need_no_positions(family, name):
+    # transformers 4.37 cannot pad several later tokens at once under sdpa.
+    decoder = family.decoder("eager")
+    batch = make(name, decoder.config.hidden_size)
+    later = torch.randn(3, 5, decoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
     outputs = []
-    for positions in (batch.positions(1)[:, -1:], None):
+    for positions in (batch.positions(5)[:, -5:], None):
         cache = family.cache()
         with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=batch.layout):
-            family.run(decoder, batch.embeddings, None, batch.positions(), cache)
-            outputs.append(family.run(decoder, later, None, positions, cache))
-    assert torch.equal(*outputs)
+            prefill(family, decoder, batch, cache)
+            for new in (slice(0, 2), slice(2, 5)):
+                given = None if positions is None else positions[:, new]
+                outputs.append(family.run(decoder, later[:, new], None, given, cache))
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[1], outputs[3])
+
+
+def test_a_cache_may_be_repeated_after_the_prompt(family):
+    decoder = family.decoder("sdpa")
+    batch = make("padded on the left", decoder.config.hidden_size)
+    later = torch.randn(3, 1, decoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    outputs = []
+    for copies in (1, 2):
+        cache = family.cache()
+        with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=batch.layout):
+            prefill(family, decoder, batch, cache)
+            for layer in range(len(decoder.layers)):
+                cache_write(cache, layer, *(t.repeat_interleave(copies, 0) for t in cache_read(cache, layer)))
+            outputs.append(family.run(decoder, later.repeat_interleave(copies, 0), None, None, cache))
+    torch.testing.assert_close(outputs[0].repeat_interleave(2, 0), outputs[1], **TOLERANCE)
+
+
+def test_a_mask_that_does_not_count_the_pruned_tokens_is_refused(family):
+    decoder, cache = family.decoder("sdpa"), family.cache()
+    batch = make("one image", decoder.config.hidden_size)
+    with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=batch.layout):
+        prefill(family, decoder, batch, cache)
+        mask = torch.ones(1, cache_length(cache) + 1)
+        with pytest.raises(ValueError, match="the prompt had 110 and 1 follow it"):
+            family.run(decoder, batch.embeddings[:, :1], mask, None, cache)
 
 
 def test_positional_arguments_are_refused(family):
@@ -338,7 +425,7 @@ def test_attaching_twice_is_refused(family):
 def test_what_does_not_fit_is_refused_and_leaves_no_hook(family):
     decoder = family.decoder("sdpa")
     for config, layout, words in [
-        (VTRConfig(prune_layer=[1, 2, 99]), [[]], "layers"),
+        (VTRConfig(prune_layer=[1, 2, 99], ref_layers=0), [[]], "layers"),
         (VTRConfig(), None, "layout"),
     ]:
         with pytest.raises(ValueError, match=words):
@@ -354,6 +441,13 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook(family):
         ([[(5, (1, 6, 7)), (20, (1, 5, 5))]], "inside another"),
         ([[(5, (1, 0, 7))]], "from 1 up"),
         ([[(-3, (1, 6, 7))]], "begins before"),
+        ([[(5, (1, 6, 7), -1)]], "lead=-1"),
+        ([[(5, (2, 6, 7), 12)]], "must follow"),
+        ([[((5, 50), (3, 3, 4))]], "3 frames, but 2 starts"),
+        ([[((5, 50, 60), (3, 3, 4))]], "at 60 begins before 62"),
+        ([[((5, 50, 30), (3, 3, 4))]], "at 30 begins before 62"),
+        ([[((5, 50), (2, 3, 4)), (20, (1, 3, 4))]], "at 20 begins before 62"),
+        ([[((5, 50, 100), (3, 3, 4))]], "must follow"),
     ],
 )
 def test_a_layout_that_does_not_fit_the_prompt_is_refused(family, layout, words):
@@ -363,7 +457,7 @@ def test_a_layout_that_does_not_fit_the_prompt_is_refused(family, layout, words)
         strategy.prune(decoder, VTRConfig(), backbone=family.name, layout=layout),
         pytest.raises(ValueError, match=words),
     ):
-        family.run(decoder, batch.embeddings, None, batch.positions(), family.cache())
+        prefill(family, decoder, batch)
     assert all_hooks(decoder) == 0
 
 
@@ -372,3 +466,25 @@ def test_an_unknown_model_is_told_what_is_known(family):
         strategy.attach(nn.Linear(2, 2), VTRConfig())
     with pytest.raises(ValueError, match="backbone='nothing': allowed are"):
         strategy.attach(nn.Linear(2, 2), VTRConfig(), backbone="nothing")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_published_run(family, attention):
+    tensors = load_file(GOLDEN / f"{family.published}.safetensors")
+    facts = json.loads((GOLDEN / f"{family.published}.json").read_text())
+    decoder, cache = family.build(facts["config"], attention), family.cache()
+    decoder.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    start, embeddings = facts["visual_start"], tensors["inputs_embeds"]
+    visual = torch.zeros(embeddings.shape[:2], dtype=torch.bool)
+    visual[:, start : start + facts["visual_tokens"]] = True
+    extra = family.extra(visual, [tensors[name] for name in sorted(tensors) if name.startswith("deepstack")])
+    config = VTRConfig(keep_tokens=facts.get("keep_tokens"), retain_ratio=facts.get("retain_ratio"))
+    with strategy.prune(decoder, config, backbone=family.name, layout=[[(start, facts["grid"])]]) as run:
+        hidden = family.run(decoder, embeddings, None, tensors.get("position_ids"), cache, extra)
+    assert [stage.layer for stage in run.stages] == facts["prune_layers"]
+    assert [stage.after for stage in run.stages] == facts["kept"]
+    for number, stage in enumerate(run.stages):
+        assert torch.equal(stage.kept[0], tensors[f"keep{number}"])
+    torch.testing.assert_close(hidden, tensors["last_hidden_state"], **TOLERANCE)
+    lengths = [cache_read(cache, layer)[0].shape[2] for layer in range(len(decoder.layers))]
+    assert lengths == facts["kv_lengths"]
