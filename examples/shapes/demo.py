@@ -19,7 +19,7 @@ COLUMNS = (
 )
 
 
-def evaluate(model: str, checkpoint: str, knobs: str, limit: int | None) -> dict[str, Any]:
+def evaluate(model: str, checkpoint: str, task: str, knobs: str, limit: int | None) -> dict[str, Any]:
     """One run's accuracy, the means of its record, and the seconds a question took."""
     lm = get_model(model).create_from_arg_string(f"pretrained={checkpoint},{knobs}")
     generate, seconds = lm.generate_until, []
@@ -32,8 +32,8 @@ def evaluate(model: str, checkpoint: str, knobs: str, limit: int | None) -> dict
 
     lm.generate_until = timed
     manager = TaskManager(include_path=str(TASKS), model_name=model)
-    results = simple_evaluate(model=lm, tasks=["shapes"], task_manager=manager, limit=limit, batch_size=1)
-    scores = {key.split(",")[0]: value for key, value in results["results"]["shapes"].items() if key.endswith(",none")}
+    results = simple_evaluate(model=lm, tasks=[task], task_manager=manager, limit=limit, batch_size=1)
+    scores = {key.split(",")[0]: value for key, value in results["results"][task].items() if key.endswith(",none")}
     return {"scores": scores, "seconds": seconds[0]} | lm.record.means()
 
 
@@ -56,13 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="name of the model in lmms-eval")
     parser.add_argument("--checkpoint", required=True, help="folder or hub id")
+    parser.add_argument("--task", default="shapes", help="shapes, or shapes_varied for pictures of many sizes")
     parser.add_argument("--limit", type=int, help="questions a run; all 400 if not given")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder for the table and the numbers")
     options = parser.parse_args()
     runs = {}
     for name, knobs in BUDGETS.items():
         print(f"\n{name}: {knobs}", flush=True)
-        runs[name] = evaluate(options.model, options.checkpoint, knobs, options.limit)
+        runs[name] = evaluate(options.model, options.checkpoint, options.task, knobs, options.limit)
     writer = MarkdownTableWriter(
         headers=list(COLUMNS), value_matrix=[row(name, run, runs["unpruned"]) for name, run in runs.items()]
     )

@@ -1,9 +1,11 @@
-"""Write the 400 test questions, with their pictures, as the parquet file the task reads."""
+"""Write the 400 test questions of each task, with their pictures, as the parquet file the task reads."""
 
 import io
 import itertools
+import math
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +14,50 @@ from torchvision.transforms.functional import to_pil_image
 
 import world
 
-PICTURES, QUALITY = 200, 84
-FILE = Path(__file__).parent / "tasks" / "shapes_test.parquet"
+TASKS = Path(__file__).parent / "tasks"
+PICTURES = 200
+AREA, ASPECT = (205_000, 260_000), (0.6, 1 / 0.6)  # of pictures of varied size, in pixels and as height by width
 
 
-def rows() -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class TestSet:
+    """One task's questions: the file, the first seed of its scenes, and how its pictures are made."""
+
+    file: Path
+    first_seed: int
+    varied: bool
+    quality: int
+
+    def size(self, rng: random.Random) -> tuple[int, int]:
+        """Height and width of the next picture."""
+        if not self.varied:
+            return world.SIDE, world.SIDE
+        aspect = math.exp(rng.uniform(*map(math.log, ASPECT)))
+        height = math.sqrt(rng.uniform(*AREA) * aspect)
+        return round(height), round(height / aspect)
+
+
+SETS = (
+    TestSet(TASKS / "shapes_test.parquet", 0, False, 84),
+    TestSet(TASKS / "shapes_varied_test.parquet", world.FIRST_TRAINING_SEED // 2, True, 70),
+)
+
+
+def rows(test: TestSet) -> Iterator[dict[str, Any]]:
     """Two questions of different families a picture, 80 of each family."""
     families = itertools.cycle(world.FAMILIES)
     rng = random.Random(0)
-    seeds = iter(range(world.FIRST_TRAINING_SEED))
+    seeds = iter(range(test.first_seed, world.FIRST_TRAINING_SEED))
     for number in range(PICTURES):
         wanted = [next(families), next(families)]
         asked: list[world.Question] = []
         while len(asked) < 2:  # not every scene has, say, a colour that only one object has
             seed = next(seeds)
-            scenes = world.sample_scenes(1, seed)
+            scenes = world.sample_scenes(1, seed, test.size(rng))
             candidates = list(world.questions(scenes, 0))
             asked = [q for f in wanted for q in world.choose([c for c in candidates if c.family == f], 1, rng)]
         picture = io.BytesIO()
-        to_pil_image(world.render(scenes, seed)[0]).save(picture, "JPEG", quality=QUALITY)
+        to_pil_image(world.render(scenes, seed)[0]).save(picture, "JPEG", quality=test.quality)
         for place, question in enumerate(asked):
             yield {
                 "question_id": f"{number:03d}-{place}",
@@ -42,11 +69,12 @@ def rows() -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Write the file."""
+    """Write the files."""
     text = Value("string")
     features = Features(dict.fromkeys(("question_id", "question", "answer", "family"), text) | {"image": Image()})
-    Dataset.from_list(list(rows()), features=features).to_parquet(FILE)
-    print(f"{FILE}: {FILE.stat().st_size / 1e6:.1f} MB")
+    for test in SETS:
+        Dataset.from_list(list(rows(test)), features=features).to_parquet(test.file)
+        print(f"{test.file.name}: {test.file.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

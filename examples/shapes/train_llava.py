@@ -4,7 +4,7 @@ import functools
 import io
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
@@ -44,29 +44,34 @@ DECODER = {
 }
 
 
-def prompt(question: str, answer: str | None) -> str:
-    """A question about one picture as a Vicuna conversation."""
+def prompt(question: str, answer: str | None, frames: int = 1) -> str:
+    """A question about one picture, or about some frames, as a Vicuna conversation."""
     conversation = conv_templates["vicuna_v1"].copy()
-    conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{question}")
+    conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN * frames}\n{question}")
     conversation.append_message(conversation.roles[1], answer)
     return conversation.get_prompt()
 
 
-def load_tokenizer(folder: Path) -> LlamaTokenizer:
-    """The run's tokeniser, trained when it first starts."""
+def load_tokenizer(folder: Path, asked: Callable[[], Iterable[world.Question]]) -> LlamaTokenizer:
+    """The run's tokeniser, trained on such questions when it first starts."""
     file = folder / "tokenizer.model"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(train_tokenizer())
+        file.write_bytes(train_tokenizer(asked()))
     return LlamaTokenizer(str(file), legacy=True, model_max_length=2048, pad_token="<unk>")
 
 
-def train_tokenizer() -> bytes:
-    """A sentencepiece model of the few words this world needs, with bytes for everything else."""
-    questions = set()
+def asked() -> Iterator[world.Question]:
+    """Questions enough to meet every word."""
     for seed in range(20):
         scenes = world.sample_scenes(64, world.FIRST_TRAINING_SEED + seed)
-        questions |= {(q.text, q.answer) for i in range(64) for q in world.questions(scenes, i)}
+        for index in range(64):
+            yield from world.questions(scenes, index)
+
+
+def train_tokenizer(asked: Iterable[world.Question]) -> bytes:
+    """A sentencepiece model of the few words this world needs, with bytes for everything else."""
+    questions = {(question.text, question.answer) for question in asked}
     corpus = [prompt(text, answer).replace("</s>", "").replace(DEFAULT_IMAGE_TOKEN, "") for text, answer in questions]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -86,8 +91,12 @@ def train_tokenizer() -> bytes:
 class LlavaStudent(training.Student):
     """A CLIP tower, a two-layer projector and a Llama decoder."""
 
-    grid = (24, 24)
+    sizes = ((336, 336),)
+    cell = TOWER.patch_size
     visual_width = TOWER.hidden_size
+    frames = 1
+    tower_config = TOWER
+    decoder_config = DECODER
 
     def __init__(self, tokenizer: LlamaTokenizer) -> None:
         super().__init__()
@@ -95,11 +104,11 @@ class LlavaStudent(training.Student):
         self.processor = CLIPImageProcessor(
             size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, do_convert_rgb=True
         )
-        self.tower = CLIPVisionModel(TOWER)
+        self.tower = CLIPVisionModel(self.tower_config)
         # Left random, the position codes never came to tell the tower where in the picture a patch lies.
         positions = self.tower.vision_model.embeddings.position_embedding.weight
-        positions.data[1:] = training.sine_positions(self.grid, TOWER.hidden_size)
-        self.decoder = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **DECODER))
+        positions.data[1:] = training.sine_positions(self.grid(self.sizes[0]), self.visual_width)
+        self.decoder = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **self.decoder_config))
         for layer in self.decoder.model.layers:
             # transformers 4.37 cuts the rotary table to the sequence's length, but a subset of the
             # visual tokens keeps its positions, which reach beyond that.
@@ -107,8 +116,8 @@ class LlavaStudent(training.Student):
                 lambda module, args, kwargs: (args, {"seq_len": module.max_position_embeddings}), with_kwargs=True
             )
         width = self.decoder.config.hidden_size
-        self.projector = nn.Sequential(nn.Linear(TOWER.hidden_size, width), nn.GELU(), nn.Linear(width, width))
-        ids = tokenizer_image_token(prompt("?", None), tokenizer)
+        self.projector = nn.Sequential(nn.Linear(self.visual_width, width), nn.GELU(), nn.Linear(width, width))
+        ids = tokenizer_image_token(prompt("?", None, self.frames), tokenizer)
         self.register_buffer("before", torch.tensor(ids[: ids.index(IMAGE_TOKEN_INDEX)]), persistent=False)
         for name in ("image_mean", "image_std"):
             self.register_buffer(name, torch.tensor(getattr(self.processor, name)).view(3, 1, 1), persistent=False)
@@ -117,7 +126,7 @@ class LlavaStudent(training.Student):
         pixels = (pictures - self.image_mean) / self.image_std
         return self.tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
 
-    def answer(self, features: Tensor, kept: Tensor, text: training.Packed) -> Tensor:
+    def answer(self, features: Tensor, grid: tuple[int, int], kept: Tensor, text: training.Packed) -> Tensor:
         batch, count, start = len(features), features.shape[1], len(self.before)
         shown = features.gather(1, kept[:, :, None].expand(-1, -1, features.shape[2]))
         embed = self.decoder.get_input_embeddings()
@@ -134,50 +143,59 @@ class LlavaStudent(training.Student):
 
     @functools.cache  # noqa: B019  one student lives as long as the script
     def tokens(self, question: str, answer: str) -> tuple[list[int], list[int]]:
-        asked = tokenizer_image_token(prompt(question, None), self.tokenizer)
-        whole = tokenizer_image_token(prompt(question, answer), self.tokenizer)
+        asked = tokenizer_image_token(prompt(question, None, self.frames), self.tokenizer)
+        whole = tokenizer_image_token(prompt(question, answer, self.frames), self.tokenizer)
         assert whole[: len(asked)] == asked, "the answer must not change how its question is tokenised"
-        return asked[asked.index(IMAGE_TOKEN_INDEX) + 1 :], whole[len(asked) :]
+        return asked[asked.index(IMAGE_TOKEN_INDEX) + self.frames :], whole[len(asked) :]
 
     def tower_parameters(self) -> Iterable[nn.Parameter]:
         return self.tower.parameters()
 
     def export(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        tower_folder = folder / "vision_tower"
-        self.tower.half().save_pretrained(tower_folder)
-        self.processor.save_pretrained(tower_folder)
+        folder.mkdir(parents=True)
+        fields = self.export_towers(folder)
         self.tokenizer.save_pretrained(folder)
         projector = {f"model.mm_projector.{name}": tensor for name, tensor in self.projector.state_dict().items()}
-        weights = self.decoder.state_dict() | projector
+        weights = self.decoder.state_dict() | projector | self.inside_towers()
         halves = {name: tensor.half().contiguous().cpu() for name, tensor in weights.items()}
         save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
         config = self.decoder.config.to_diff_dict() | {
             "architectures": ["LlavaLlamaForCausalLM"],
             "model_type": "llava",
             "torch_dtype": "float16",
-            "mm_vision_tower": tower_folder.name,
-            "mm_hidden_size": TOWER.hidden_size,
+            "mm_hidden_size": self.visual_width,
             "mm_projector_type": "mlp2x_gelu",
             "mm_vision_select_layer": -1,
             "mm_vision_select_feature": "patch",
             "mm_use_im_start_end": False,
             "mm_use_im_patch_token": False,
             "image_aspect_ratio": "pad",
-            "tokenizer_model_max_length": 2048,
+            "tokenizer_model_max_length": self.decoder.config.max_position_embeddings,
             "use_mm_proj": True,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_length": 2048}
+        (folder / "config.json").write_text(json.dumps(config | fields, indent=2, sort_keys=True) + "\n")
+        generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        generation["max_length"] = self.decoder.config.max_position_embeddings
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+    def export_towers(self, folder: Path) -> dict[str, str]:
+        """Write the towers that lie beside the weights; returns what the configuration says of all."""
+        tower_folder = folder / "vision_tower"
+        self.tower.half().save_pretrained(tower_folder)
+        self.processor.save_pretrained(tower_folder)
+        return {"mm_vision_tower": tower_folder.name}
+
+    def inside_towers(self) -> dict[str, Tensor]:
+        """The weights of towers that lie among the others."""
+        return {}
 
 
 def main() -> None:
     """Train and export."""
     options = training.options(__doc__)
     torch.manual_seed(0)
-    tokenizer = load_tokenizer(Path(options.work))
-    training.Run(LlavaStudent(tokenizer), options).train()
+    training.Run(LlavaStudent(load_tokenizer(Path(options.work), asked)), options).train()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,18 +38,40 @@ DENSE_WEIGHT = 0.1  # of what the patches show, while everything learns to answe
 
 
 class Student(ABC, nn.Module):
-    """What training needs to know of a model."""
+    """What training needs to know of a model.
 
-    grid: tuple[int, int]
+    sizes: the pictures' (height, width) in pixels, of which each step takes one; cell: the side in pixels
+    of what one visual token shows; visual_width: channels of its features. further_loss: what the last
+    call of `answer` has to say beyond its logits.
+    """
+
+    sizes: Sequence[tuple[int, int]]
+    cell: int
     visual_width: int
+    further_loss: Tensor | float = 0.0
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the visual tokens of a picture."""
+        return size[0] // self.cell, size[1] // self.cell
+
+    def lesson(self, count: int, seed: int, device: torch.device) -> "Lesson":
+        """Draw pictures of one size, and what can be asked about them."""
+        size = random.Random(seed).choice(self.sizes)
+        scenes, grid = world.sample_scenes(count, seed, size), self.grid(size)
+        return Lesson(
+            pictures=world.render(scenes, seed, device),
+            labels=world.patch_labels(scenes, grid),
+            grid=grid,
+            asked=[list(world.questions(scenes, index)) for index in range(count)],
+        )
 
     @abstractmethod
     def encode(self, pictures: Tensor) -> Tensor:
-        """The tower's features [B, N, visual_width] of pictures [B, 3, H, W] in [0, 1]."""
+        """The tower's features [B, N, visual_width] of a lesson's pictures."""
 
     @abstractmethod
-    def answer(self, features: Tensor, kept: Tensor, text: "Packed") -> Tensor:
-        """Logits [B, T, vocabulary] of the packed text behind the visual tokens kept [B, K]."""
+    def answer(self, features: Tensor, grid: tuple[int, int], kept: Tensor, text: "Packed") -> Tensor:
+        """Logits [B, T, vocabulary] of the packed text behind the visual tokens kept [B, K] of a grid."""
 
     @abstractmethod
     def tokens(self, question: str, answer: str) -> tuple[list[int], list[int]]:
@@ -62,6 +84,21 @@ class Student(ABC, nn.Module):
     @abstractmethod
     def export(self, folder: Path) -> None:
         """Write the checkpoint in its published format, in half precision."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one step teaches.
+
+    pictures: [B, 3, H, W] in [0, 1], or the frames of clips. labels: what each visual token shows, [B, N],
+    see `world.patch_labels`; IGNORED where a token is none of the picture's. grid: rows and columns of a
+    picture's or frame's tokens. asked: all questions about each picture or clip.
+    """
+
+    pictures: Tensor
+    labels: dict[str, Tensor]
+    grid: tuple[int, int]
+    asked: list[list[world.Question]]
 
 
 @dataclass(frozen=True)
@@ -100,9 +137,9 @@ def pack(student: Student, asked: list[list[world.Question]], device: torch.devi
 
 
 def kept_patches(labels: dict[str, Tensor], count: int, generator: torch.Generator) -> Tensor:
-    """Choose [B, count] patches in order: those that show an object first, the others at random."""
-    shows = labels["shape"] > 0
-    order = shows + torch.rand(shows.shape, generator=generator)
+    """Choose [B, count] tokens in order: those beside the patches, patches that show an object, others at random."""
+    shown = labels["shape"]
+    order = 2.0 * (shown == IGNORED) + (shown > 0) + torch.rand(shown.shape, generator=generator)
     return order.topk(count, dim=1).indices.sort(dim=1).values
 
 
@@ -118,7 +155,7 @@ def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
 def optimizers(named: Iterable[tuple[str, nn.Parameter]], rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, heads, norms and biases."""
     parameters = list(named)
-    hidden = [p for name, p in parameters if ".layers." in name and p.dim() == 2]
+    hidden = [p for name, p in parameters if (".layers." in name or ".blocks." in name) and p.dim() == 2]
     chosen = {id(p) for p in hidden}
     other = [p for _, p in parameters if id(p) not in chosen]
     return [
@@ -194,15 +231,14 @@ class Run:
         torch.save(self.saved, partial)
         partial.replace(self.state_file)
 
-    def _draw(self, stage: int, step: int) -> tuple[world.Scenes, Tensor]:
+    def _draw(self, stage: int, step: int) -> Lesson:
         seed = world.FIRST_TRAINING_SEED * (1 + stage) + step
-        scenes = world.sample_scenes(self.options.batch, seed)
-        return scenes, world.render(scenes, seed, self.options.device)
+        return self.student.lesson(self.options.batch, seed, self.options.device)
 
     def dense_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of what each patch shows."""
-        scenes, pictures = self._draw(0, step)
-        return self._dense(self.student.encode(pictures), world.patch_labels(scenes, self.student.grid))
+        lesson = self._draw(0, step)
+        return self._dense(self.student.encode(lesson.pictures), lesson.labels)
 
     def _dense(self, features: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         total, shown = features.new_zeros(()), {}
@@ -214,24 +250,22 @@ class Run:
             shown[name] = (logits.argmax(-1) == target)[shows].float().mean()
         return total, shown
 
-    def answer_loss(self, step: int, visual_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross entropy of the packed answers behind `visual_tokens` of the visual tokens, plus the dense one."""
-        scenes, pictures = self._draw(1, step)
+    def answer_loss(self, step: int, visual_share: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross entropy of the packed answers behind a share of the visual tokens, plus the dense one."""
+        lesson = self._draw(1, step)
         rng = random.Random(step)
-        asked = [
-            world.choose(list(world.questions(scenes, i)), self.options.questions, rng)
-            for i in range(self.options.batch)
-        ]
+        asked = [world.choose(candidates, self.options.questions, rng) for candidates in lesson.asked]
         text = pack(self.student, asked, self.options.device)
-        features = self.student.encode(pictures)
-        labels = world.patch_labels(scenes, self.student.grid)
-        dense, shown = self._dense(features, labels)
-        kept = kept_patches(labels, visual_tokens, torch.Generator().manual_seed(step)).to(features.device)
-        logits = self.student.answer(features, kept, text).float()
+        features = self.student.encode(lesson.pictures)
+        dense, shown = self._dense(features, lesson.labels)
+        count = round(visual_share * features.shape[1])
+        kept = kept_patches(lesson.labels, count, torch.Generator().manual_seed(step)).to(features.device)
+        logits = self.student.answer(features, lesson.grid, kept, text).float()
         answers = text.target != IGNORED
         logits, target = logits[answers], text.target[answers]
         right = (logits.argmax(-1) == target).float().mean()
-        return F.cross_entropy(logits, target) + DENSE_WEIGHT * dense, shown | {"right": right}
+        loss = F.cross_entropy(logits, target) + DENSE_WEIGHT * (dense + self.student.further_loss)
+        return loss, shown | {"right": right}
 
     def train(self) -> None:
         """Both stages, then the checkpoint."""
@@ -240,19 +274,18 @@ class Run:
         everything = [*self.student.named_parameters(), *self.heads.named_parameters()]
         dense = [(n, p) for n, p in everything if id(p) in tower] + list(self.heads.named_parameters())
         self.stage("dense", o.dense_steps, o.dense_rate, dense, self.dense_loss)
-        patches = self.student.grid[0] * self.student.grid[1]
         subset_steps = round(o.answer_steps * (1 - o.full_share))
 
         def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-            some = o.subset if step < subset_steps else random.Random(step).randint(o.subset, patches)
-            return self.answer_loss(step, patches if step >= subset_steps and step % 2 else some)
+            some = o.subset if step < subset_steps else random.Random(step).uniform(o.subset, 1)
+            return self.answer_loss(step, 1 if step >= subset_steps and step % 2 else some)
 
         self.stage("answers", o.answer_steps, o.answer_rate, everything, loss)
         self.student.export(Path(o.out))
 
 
-def options(description: str) -> argparse.Namespace:
-    """The command line of a training script."""
+def options(description: str, **defaults: float) -> argparse.Namespace:
+    """The command line of a training script, with defaults of its own where it has them."""
     parser = argparse.ArgumentParser(description=description)
     gpu = torch.cuda.is_available()
     parser.add_argument("--out", required=True, help="folder for the checkpoint")
@@ -264,9 +297,10 @@ def options(description: str) -> argparse.Namespace:
     parser.add_argument("--answer-steps", type=int, default=1450)
     parser.add_argument("--dense-rate", type=float, default=2e-3)
     parser.add_argument("--answer-rate", type=float, default=1.5e-3)
-    parser.add_argument("--subset", type=int, default=160, help="visual tokens shown at first")
+    parser.add_argument("--subset", type=float, default=0.28, help="share of the visual tokens shown at first")
     parser.add_argument(
         "--full-share", type=float, default=0.25, help="share of steps that show all of them, or any number"
     )
     parser.add_argument("--save-seconds", type=float, default=120, help="how often the state is saved")
+    parser.set_defaults(**defaults)
     return parser.parse_args()

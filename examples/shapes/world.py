@@ -28,10 +28,10 @@ PLACES = (None, "top", None, "left", "centre", "right", None, "bottom", None)
 FAMILIES = ("colour", "shape", "exists", "count", "place")
 
 MAX_OBJECTS = 6
-RADIUS = (22.0, 52.0)  # pixels, of the circle around an object
-GAP = 6.0  # pixels between two such circles
+SIDE = 336  # pixels, of the square picture that the lengths below are given for; larger ones are alike, but larger
+RADIUS = (22.0, 52.0)  # of the circle around an object
+GAP = 6.0  # between two such circles
 PLACE_MARGIN = 0.04  # of the side: how far from a cell's border an object must be to be asked for
-CROP = 2 * math.ceil(RADIUS[1]) + 4
 
 # The test questions use seeds below this; training uses seeds from here on.
 FIRST_TRAINING_SEED = 1_000_000
@@ -63,8 +63,9 @@ class Question:
     answer: str
 
 
-def sample_scenes(count: int, seed: int, size: tuple[int, int] = (336, 336)) -> Scenes:
+def sample_scenes(count: int, seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Scenes:
     """Draw `count` scenes of three to six objects that do not touch; the same seed, the same scenes."""
+    scale = _scale(size)
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -80,7 +81,7 @@ def sample_scenes(count: int, seed: int, size: tuple[int, int] = (336, 336)) -> 
 
     extent = torch.tensor([size[1], size[0]], dtype=torch.float32)
     wanted = 3 + (uniform(count) * (MAX_OBJECTS - 2)).long()
-    radius = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * uniform(count, MAX_OBJECTS)
+    radius = scale * (RADIUS[0] + (RADIUS[1] - RADIUS[0]) * uniform(count, MAX_OBJECTS))
     centre = torch.zeros(count, MAX_OBJECTS, 2)
     present = torch.arange(MAX_OBJECTS) < wanted[:, None]
     rows = torch.arange(count)
@@ -88,12 +89,16 @@ def sample_scenes(count: int, seed: int, size: tuple[int, int] = (336, 336)) -> 
         r = radius[:, k, None, None]
         tries = r + uniform(count, 200, 2) * (extent - 2 * r)
         distance = (tries[:, :, None] - centre[:, None, :k]).norm(dim=-1)
-        room = distance > (radius[:, k, None] + radius[:, :k] + GAP)[:, None]
+        room = distance > (radius[:, k, None] + radius[:, :k] + scale * GAP)[:, None]
         free = (room | ~present[:, None, :k]).all(dim=-1)
         centre[:, k] = tries[rows, free.int().argmax(dim=-1)]
         present[:, k] &= free.any(dim=-1)
     angle = (uniform(count, MAX_OBJECTS) - 0.5) * 0.8
     return Scenes(size, present, attribute(len(SHAPES)), attribute(len(COLOURS)), centre, radius, angle)
+
+
+def _scale(size: tuple[int, int]) -> float:
+    return math.sqrt(size[0] * size[1]) / SIDE
 
 
 def signed_distance(scenes: Scenes, points: Tensor) -> Tensor:
@@ -135,13 +140,17 @@ OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 SHAPES = tuple(OUTLINES)
 
 
-def render(scenes: Scenes, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Draw the scenes as [B, 3, H, W] float32 in [0, 1]: shaded objects on a smooth ground, with noise."""
+def render(scenes: Scenes, seed: int, device: torch.device | str = "cpu", frames: int = 1) -> Tensor:
+    """Draw the scenes as [B, 3, H, W] float32 in [0, 1]: shaded objects on a smooth ground, with noise.
+
+    Of every `frames` scenes in a row, the frames of a clip, ground and shades are the same.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     count, (height, width) = len(scenes.present), scenes.size
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator, device=device)
+        drawn = torch.rand(count // frames, *shape, generator=generator, device=device)
+        return (low + (high - low) * drawn).repeat_interleave(frames, dim=0)
 
     y, x = torch.linspace(-1, 1, height, device=device)[:, None], torch.linspace(-1, 1, width, device=device)
     # Muted greys and pastels: no ground is as saturated, as light or as dark as an object.
@@ -151,23 +160,25 @@ def render(scenes: Scenes, seed: int, device: torch.device | str = "cpu") -> Ten
     ground = ground + 0.04 * torch.sin(wave[:, 0] * x + wave[:, 1] * y + 2 * wave[:, 2])
 
     # Each object is painted on a square around it; the canvas has a border for squares that stick out.
-    canvas = torch.nn.functional.pad(ground, (CROP,) * 4)
-    offset = torch.arange(CROP, device=device) - CROP // 2
+    crop = 2 * math.ceil(RADIUS[1] * _scale(scenes.size)) + 4
+    canvas = torch.nn.functional.pad(ground, (crop,) * 4)
+    offset = torch.arange(crop, device=device) - crop // 2
     corner = scenes.centre.to(device).floor().long()
     xs, ys = corner[..., :1] + offset, corner[..., 1:] + offset
     points = torch.stack(torch.broadcast_tensors(xs[:, :, None, :], ys[:, :, :, None]), dim=-1) + 0.5
     cover = (0.5 - signed_distance(scenes, points.flatten(2, 3))).clamp(0, 1).view(points.shape[:4])
     palette = torch.tensor(list(COLOURS.values()), device=device)
-    paint = palette[scenes.colour.to(device)] + uniform(-0.03, 0.03, MAX_OBJECTS, 3)
-    light = uniform(-0.28, 0.28, MAX_OBJECTS, 2, 1, 1)
-    shade = 1 + (light[:, :, 0] * offset + light[:, :, 1] * offset[:, None]) / CROP
+    objects = scenes.present.shape[1]
+    paint = palette[scenes.colour.to(device)] + uniform(-0.03, 0.03, objects, 3)
+    light = uniform(-0.28, 0.28, objects, 2, 1, 1)
+    shade = 1 + (light[:, :, 0] * offset + light[:, :, 1] * offset[:, None]) / crop
     rows = torch.arange(count, device=device)[:, None, None, None]
     channels = torch.arange(3, device=device)[:, None, None]
-    for k in range(MAX_OBJECTS):
-        where = (rows, channels, ys[:, k, None, :, None] + CROP, xs[:, k, None, None, :] + CROP)
+    for k in range(objects):
+        where = (rows, channels, ys[:, k, None, :, None] + crop, xs[:, k, None, None, :] + crop)
         colour = paint[:, k, :, None, None] * shade[:, k, None]
         canvas[where] = torch.lerp(canvas[where], colour, cover[:, k, None])
-    picture = canvas[:, :, CROP:-CROP, CROP:-CROP]
+    picture = canvas[:, :, crop:-crop, crop:-crop]
     noise = torch.randn(picture.shape, generator=generator, device=device)
     return (picture + 0.012 * noise).clamp(0, 1)
 

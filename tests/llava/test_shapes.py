@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import load_dataset
+from training_checks import check_that_a_stopped_run_goes_on
 
 import make_questions
 import train_llava
@@ -17,12 +18,16 @@ import world
 TASKS = Path(__file__).parents[2] / "examples/shapes/tasks"
 
 
-def test_the_test_set_is_what_its_maker_makes():
-    stored = load_dataset("parquet", data_files=str(make_questions.FILE))["train"].remove_columns("image")
-    made = [{name: value for name, value in row.items() if name != "image"} for row in make_questions.rows()]
+@pytest.mark.parametrize("test", make_questions.SETS, ids=lambda test: test.file.stem)
+def test_a_test_set_is_what_its_maker_makes(test):
+    stored = load_dataset("parquet", data_files=str(test.file))["train"]
+    sizes = {picture.size for picture in stored["image"]}
+    stored = stored.remove_columns("image")
+    made = [{name: value for name, value in row.items() if name != "image"} for row in make_questions.rows(test)]
     assert stored.to_list() == made
     assert Counter(stored["family"]) == dict.fromkeys(world.FAMILIES, 80)
-    assert make_questions.FILE.stat().st_size < 5e6
+    assert test.file.stat().st_size < 5e6
+    assert len(sizes) > 150 if test.varied else sizes == {(world.SIDE, world.SIDE)}
     answers = Counter(row["answer"] for row in made if row["family"] == "exists")
     assert min(answers["yes"], answers["no"]) > 30, "balanced"
 
@@ -30,18 +35,24 @@ def test_the_test_set_is_what_its_maker_makes():
 def test_test_and_training_pictures_come_from_different_seeds(monkeypatch):
     seeds = []
     sample = world.sample_scenes
-    monkeypatch.setattr(world, "sample_scenes", lambda count, seed: seeds.append(seed) or sample(count, seed))
-    list(make_questions.rows())
+    monkeypatch.setattr(world, "sample_scenes", lambda *given: seeds.append(given[1]) or sample(*given))
+    for test in make_questions.SETS:
+        list(make_questions.rows(test))
+    assert len(seeds) == len(set(seeds)), "the tasks share no scene"
     assert max(seeds) < world.FIRST_TRAINING_SEED
-    run = argparse.Namespace(options=argparse.Namespace(batch=1, device="cpu"))
+    student = argparse.Namespace(sizes=[(336, 336), (280, 420)])
+    student.lesson = lambda *drawn: training.Student.lesson(student, *drawn)
+    student.grid = lambda size: (4, 4)
+    run = argparse.Namespace(options=argparse.Namespace(batch=1, device="cpu"), student=student)
     seeds.clear()
     for stage in (0, 1):
         training.Run._draw(run, stage, 0)
     assert min(seeds) >= world.FIRST_TRAINING_SEED
 
 
-def test_scenes_are_the_same_for_the_same_seed_and_apart():
-    one, two = world.sample_scenes(50, 3), world.sample_scenes(50, 3)
+@pytest.mark.parametrize("size", [(336, 336), (392, 616)])
+def test_scenes_are_the_same_for_the_same_seed_and_apart(size):
+    one, two = world.sample_scenes(50, 3, size), world.sample_scenes(50, 3, size)
     assert torch.equal(one.centre, two.centre)
     assert torch.equal(world.render(one, 1), world.render(two, 1))
     assert (one.present.sum(1) >= 3).all()
@@ -109,42 +120,7 @@ def test_packed_questions_see_the_picture_and_themselves_only():
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    def options(name):
-        return argparse.Namespace(
-            out=tmp_path / name / "checkpoint",
-            work=tmp_path / name,
-            device=torch.device("cpu"),
-            batch=2,
-            questions=3,
-            dense_steps=2,
-            answer_steps=3,
-            dense_rate=1e-3,
-            answer_rate=1e-3,
-            subset=150,
-            full_share=0.4,
-            save_seconds=0,
-        )
+    def student(folder):
+        return train_llava.LlavaStudent(train_llava.load_tokenizer(folder, train_llava.asked))
 
-    def train(name):
-        torch.manual_seed(0)
-        run = training.Run(train_llava.LlavaStudent(train_llava.load_tokenizer(tmp_path / name)), options(name))
-        run.train()
-        return run.student.state_dict()
-
-    whole = train("whole")
-    loss = training.Run.answer_loss
-
-    def stopped(self, step, visual_tokens):
-        if step == 2:
-            raise KeyboardInterrupt
-        return loss(self, step, visual_tokens)
-
-    monkeypatch.setattr(training.Run, "answer_loss", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        train("stopped")
-    monkeypatch.setattr(training.Run, "answer_loss", loss)
-    assert not (tmp_path / "stopped/checkpoint").exists()
-    resumed = train("stopped")
-    for name, tensor in whole.items():
-        torch.testing.assert_close(resumed[name], tensor)
-    assert (tmp_path / "stopped/checkpoint/config.json").exists()
+    check_that_a_stopped_run_goes_on(student, tmp_path, monkeypatch)

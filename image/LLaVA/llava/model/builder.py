@@ -18,7 +18,7 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 FILES = ["*.json", "*.model", "*.safetensors", "*.bin"]
 NEEDED = ("mm_vision_tower", "mm_hidden_size", "mm_vision_select_layer")
 # Buffers that older checkpoints hold although every model computes them itself.
-DERIVED = "rotary_emb.inv_freq"
+DERIVED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
 def load_pretrained_model(
@@ -40,21 +40,45 @@ def load_pretrained_model(
     CUDA, else float32. attn_implementation: one of ATTENTION. Raises ValueError, in one sentence that
     names the file or the argument, for what is missing, damaged, or not LLaVA-1.5.
     """
+    refuse_unsupported(model_base, load_8bit or load_4bit, attn_implementation)
+    place = find_device(device)
+    dtype = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
+    folder = find_folder(model_path)
+    config = read_config(folder)
+    model = load_weights(LlavaLlamaForCausalLM, folder, config, dtype, device_map, attn_implementation)
+    model.model.vision_tower = load_tower(folder, config, dtype)
+    if device_map is None:
+        model.to(place)
+    else:
+        model.model.vision_tower.to(model.device)
+    context = int(getattr(config, "max_sequence_length", 2048))
+    return load_tokenizer(folder), model.eval(), model.get_vision_tower().image_processor, context
+
+
+def refuse_unsupported(model_base: str | None, quantised: bool, attn_implementation: str) -> None:
+    """Raise ValueError for what callers of the original loaders may ask for and do not get here."""
     if model_base is not None:
         raise ValueError(f"model_base={model_base!r}: LoRA checkpoints are not supported, merge them first")
-    if load_8bit or load_4bit:
+    if quantised:
         raise ValueError("load_8bit and load_4bit: quantised models are not supported")
     if attn_implementation not in ATTENTION:
         raise ValueError(f"attn_implementation={attn_implementation!r}: allowed are {', '.join(ATTENTION)}")
     if attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError("attn_implementation='flash_attention_2': the package flash-attn or a GPU is missing")
-    place = find_device(device)
-    dtype = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
-    folder = find_folder(model_path)
-    config = read_config(folder)
+
+
+def load_weights(
+    model_class: type[LlavaLlamaForCausalLM],
+    folder: Path,
+    config: LlavaConfig,
+    dtype: torch.dtype,
+    device_map: str | dict[str, int | str] | None,
+    attn_implementation: str,
+) -> Any:
+    """A model with the weights of a folder; ValueError if they are damaged, too few or too many."""
     found = {name for name in check_files(folder, "tokenizer.model") if not name.endswith(DERIVED)}
     try:
-        model = LlavaLlamaForCausalLM.from_pretrained(
+        model = model_class.from_pretrained(
             folder,
             config=config,
             torch_dtype=dtype,
@@ -70,17 +94,15 @@ def load_pretrained_model(
     if wanted != found:
         missing, left_over = sorted(wanted - found) or "none", sorted(found - wanted) or "none"
         raise ValueError(f"{folder}: the weights do not fit config.json: missing {missing}, left over {left_over}")
-    model.model.vision_tower = load_tower(folder, config, dtype)
-    if device_map is None:
-        model.to(place)
-    else:
-        model.model.vision_tower.to(model.device)
+    return model
+
+
+def load_tokenizer(folder: Path) -> LlamaTokenizer:
+    """The sentencepiece tokeniser in a folder; ValueError if it is damaged."""
     try:
-        tokenizer = LlamaTokenizer.from_pretrained(folder)
+        return LlamaTokenizer.from_pretrained(folder)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder / 'tokenizer.model'}: damaged, or not a sentencepiece model") from error
-    context = int(getattr(config, "max_sequence_length", 2048))
-    return tokenizer, model.eval(), model.get_vision_tower().image_processor, context
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
@@ -94,12 +116,12 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def find_folder(path: str) -> Path:
+def find_folder(path: str, cache_dir: str | None = None) -> Path:
     """A folder as it is, or a repository of the hub once it is downloaded; ValueError if it is neither."""
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(path, allow_patterns=FILES))
+        return Path(snapshot_download(path, allow_patterns=FILES, cache_dir=cache_dir))
     except Exception as error:
         raise ValueError(f"{path!r} is not a folder, and the hub did not give it ({type(error).__name__})") from error
 
@@ -112,8 +134,8 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: missing, or not JSON ({error})") from error
 
 
-def read_config(folder: Path) -> LlavaConfig:
-    """The configuration of a LLaVA-1.5 checkpoint; ValueError if it is anything else."""
+def read_config(folder: Path, needed: tuple[str, ...] = NEEDED) -> LlavaConfig:
+    """The configuration of a LLaVA-1.5 checkpoint with these fields; ValueError if it is anything else."""
     file = folder / "config.json"
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder}: LoRA checkpoints are not supported, merge them first")
@@ -128,14 +150,14 @@ def read_config(folder: Path) -> LlavaConfig:
         raise ValueError(f"{file}: mm_use_im_start_end is not supported; no LLaVA-1.5 checkpoint uses it")
     if values.get("mm_vision_select_feature", "patch") != "patch":
         raise ValueError(f"{file}: mm_vision_select_feature={values['mm_vision_select_feature']!r}: want 'patch'")
-    missing = [name for name in NEEDED if values.get(name) is None]
+    missing = [name for name in needed if values.get(name) is None]
     if missing:
         raise ValueError(f"{file}: {', '.join(missing)} missing; the configuration is incomplete")
     return LlavaConfig.from_dict(values)
 
 
-def check_files(folder: Path, *others: str) -> set[str]:
-    """The names of all weights in a folder that holds whole weight files and these others beside them.
+def check_files(folder: Path, *others: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all weights in a folder that holds whole weight files and these others beside them.
 
     Raises ValueError that names the file which is missing, cut off, or holds more than tensors.
     """
@@ -151,20 +173,22 @@ def check_files(folder: Path, *others: str) -> set[str]:
         files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")][:1]
     if not files:
         raise ValueError(f"{folder}: no weights (*.safetensors or *.bin) in this folder")
-    names: set[str] = set()
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: missing; the checkpoint is incomplete")
         try:
             if file.suffix == ".safetensors":
                 with safe_open(file, "pt") as tensors:
-                    names.update(tensors.keys())
+                    names = tensors.keys()
+                    shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
             else:
-                names.update(torch.load(file, map_location="meta", weights_only=True))
+                tensors = torch.load(file, map_location="meta", weights_only=True)
+                shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         except (SafetensorError, RuntimeError, EOFError, UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{file}: damaged, cut off, or more than tensors ({reason})") from error
-    return names
+    return shapes
 
 
 def load_tower(folder: Path, config: LlavaConfig, dtype: torch.dtype) -> CLIPVisionTower:

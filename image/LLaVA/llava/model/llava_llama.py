@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,17 @@ from strategy import Layout, Span
 from strategy.cache import length as cache_length
 
 Images = Tensor | Sequence[Tensor] | None
+
+
+class Visual(NamedTuple):
+    """A picture or a video: its tokens [n, hidden size] behind each of its image tokens, and their grid.
+
+    lead: see `strategy.Span`.
+    """
+
+    parts: Sequence[Tensor]
+    grid: tuple[int, int, int]
+    lead: int = 0
 
 
 class LlavaConfig(LlamaConfig):
@@ -63,8 +74,16 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
     def encode_images(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Visual tokens [count, N, hidden size] of pictures [count, 3, side, side], or of a list of them."""
         pixels = images if isinstance(images, Tensor) else torch.cat([i.view(-1, *i.shape[-3:]) for i in images])
-        features = self.get_vision_tower()(pixels.flatten(0, -4))
+        return self.project(self.get_vision_tower()(pixels.flatten(0, -4)))
+
+    def project(self, features: Tensor) -> Tensor:
+        """A tower's features [..., width] as embeddings of the decoder, [..., hidden size]."""
         return self.model.mm_projector(features.to(self.model.mm_projector[0].weight))
+
+    def encode(self, images: Tensor | Sequence[Tensor]) -> list[Visual]:
+        """What stands for each of the pictures in a prompt."""
+        grid = self.get_vision_tower().grid
+        return [Visual([tokens], grid) for tokens in self.encode_images(images)]
 
     def embed_prompts(
         self, input_ids: Tensor, attention_mask: Tensor | None, images: Images
@@ -76,10 +95,12 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
         prompts = [ids[keep] for ids, keep in zip(input_ids, real.bool(), strict=True)]
         wanted = sum(int((ids == IMAGE_TOKEN_INDEX).sum()) for ids in prompts)
-        features = [] if images is None or len(images) == 0 else list(self.encode_images(images))
-        if wanted != len(features):
-            raise ValueError(f"the prompts have {wanted} image tokens, but {len(features)} images were given")
-        embed, pictures = self.get_input_embeddings(), iter(features)
+        visuals = [] if images is None or len(images) == 0 else self.encode(images)
+        there = sum(len(visual.parts) for visual in visuals)
+        if wanted != there:
+            raise ValueError(f"the prompts have {wanted} image tokens, but {there} images were given")
+        embed = self.get_input_embeddings()
+        queue = ((visual, number, part) for visual in visuals for number, part in enumerate(visual.parts))
         rows, layout = [], []
         for ids in prompts:
             parts: list[Tensor] = []
@@ -87,8 +108,13 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
             borders = [-1, *(ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids)]
             for number, (before, at) in enumerate(itertools.pairwise(borders)):
                 if number:
-                    spans.append(Span(sum(map(len, parts)), self.get_vision_tower().grid))
-                    parts.append(next(pictures))
+                    visual, place, part = next(queue)
+                    start = sum(map(len, parts))
+                    if place:  # a later frame of the video before it
+                        spans[-1] = spans[-1]._replace(start=(*spans[-1].start, start))
+                    else:
+                        spans.append(Span((start,), visual.grid, visual.lead))
+                    parts.append(part)
                 parts.append(embed(ids[before + 1 : at]))
             rows.append(torch.cat(parts))
             layout.append(spans)
@@ -98,7 +124,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         for number, (row, spans) in enumerate(zip(rows, layout, strict=True)):
             pad = length - len(row)
             embeddings[number, pad:], mask[number, pad:] = row, 1
-            layout[number] = [Span(pad + start, grid) for start, grid in spans]
+            layout[number] = [span._replace(start=tuple(pad + start for start in span.start)) for span in spans]
         return embeddings, mask, layout
 
     def forward(

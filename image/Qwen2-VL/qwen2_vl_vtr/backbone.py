@@ -1,0 +1,31 @@
+"""What the pruning engine needs to know of Qwen2-VL."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
+
+from qwen_vl_vtr import QwenBackbone
+from strategy import register_backbone
+
+
+class Qwen2VLBackbone(QwenBackbone):
+    """Qwen2-VL, whose layers mix the rotary tables of time, row and column themselves."""
+
+    name = "qwen2_vl"
+    models = (Qwen2VLForConditionalGeneration,)
+    decoders = (Qwen2VLTextModel,)
+
+    def rotary(self, layer: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        sections = layer.self_attn.rope_scaling["mrope_section"] * 2
+        cos, sin = (
+            torch.cat([part[kind % 3] for kind, part in enumerate(table.split(sections, dim=-1))], dim=-1)
+            for table in call["position_embeddings"]
+        )
+        return cos, sin
+
+
+register_backbone(Qwen2VLBackbone())

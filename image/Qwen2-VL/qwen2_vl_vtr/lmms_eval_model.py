@@ -1,0 +1,12 @@
+"""The lmms-eval model `qwen2_vl_vtr`: Qwen2-VL, pruned by any strategy."""
+
+from lmms_eval.models.simple.qwen2_vl import Qwen2_VL
+
+import qwen2_vl_vtr  # noqa: F401  registers the backbone
+from qwen_vl_vtr.lmms_eval_model import PrunedQwen
+
+
+class Qwen2VLVTR(PrunedQwen, Qwen2_VL):
+    """lmms-eval's Qwen2-VL with visual token pruning."""
+
+    model_id = "qwen2_vl_vtr"

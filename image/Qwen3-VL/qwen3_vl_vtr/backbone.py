@@ -1,0 +1,33 @@
+"""What the pruning engine needs to know of Qwen3-VL."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel
+
+from qwen_vl_vtr import QwenBackbone
+from strategy import register_backbone
+
+
+class Qwen3VLBackbone(QwenBackbone):
+    """Qwen3-VL, dense or of experts, which adds DeepStack features after its first layers."""
+
+    name = "qwen3_vl"
+    models = (Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration)
+    decoders = (Qwen3VLTextModel, Qwen3VLMoeTextModel)
+
+    def rotary(self, layer: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        return call["position_embeddings"]
+
+    def added(self, call: dict[str, Any]) -> list[Tensor]:
+        features, visual = call.pop("deepstack_visual_embeds", None), call.pop("visual_pos_masks", None)
+        return [
+            part.new_zeros(*visual.shape, part.shape[-1]).masked_scatter(visual[..., None].to(part.device), part)
+            for part in features or []
+        ]
+
+
+register_backbone(Qwen3VLBackbone())

@@ -1,0 +1,19 @@
+"""The lmms-eval model `qwen3_vl_vtr`: Qwen3-VL, pruned by any strategy, in lmms-eval's simple and chat forms."""
+
+from lmms_eval.models.chat.qwen3_vl import Qwen3_VL as Qwen3_VLChat
+from lmms_eval.models.simple.qwen3_vl import Qwen3_VL
+
+import qwen3_vl_vtr  # noqa: F401  registers the backbone
+from qwen_vl_vtr.lmms_eval_model import PrunedQwen
+
+
+class Qwen3VLVTR(PrunedQwen, Qwen3_VL):
+    """lmms-eval's Qwen3-VL with visual token pruning."""
+
+    model_id = "qwen3_vl_vtr"
+
+
+class Qwen3VLChatVTR(PrunedQwen, Qwen3_VLChat):
+    """The same for tasks that give their questions as messages."""
+
+    model_id = "qwen3_vl_vtr"

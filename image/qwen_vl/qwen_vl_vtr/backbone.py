@@ -1,0 +1,70 @@
+"""What the pruning engine needs to know of every Qwen-VL."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from strategy import Backbone, Layout, Span
+
+
+class QwenBackbone(Backbone):
+    """A Qwen-VL: as many tokens an image as it is large."""
+
+    nominal_tokens = 576
+    own_size = True
+
+    def decoder(self, model: Any) -> nn.Module:
+        return model.model.language_model
+
+    def entry(self, model: Any) -> nn.Module:
+        return model.model
+
+    def layout(self, model: Any, call: Mapping[str, Any]) -> Layout | None:
+        config, ids = model.config, call.get("input_ids")
+        given = {config.image_token_id: "image_grid_thw", config.video_token_id: "video_grid_thw"}
+        if all(call.get(name) is None for name in given.values()):
+            return None
+        if ids is None:
+            raise ValueError(
+                f"{' or '.join(given.values())} came without token ids: pass input_ids, not inputs_embeds, "
+                "since the ids tell where the visual tokens lie"
+            )
+        merge = config.vision_config.spatial_merge_size
+        grids = {token: _merged(call.get(name), merge) for token, name in given.items()}
+        return [list(_spans(row, grids, given)) for row in ids.tolist()]
+
+
+def _merged(grids: Tensor | None, merge: int) -> Iterator[tuple[int, int, int]]:
+    """The grids of visual tokens (T, H, W) that grids of patches [count, 3] become."""
+    rows = [] if grids is None else grids.tolist()
+    return iter([(frames, height // merge, width // merge) for frames, height, width in rows])
+
+
+def _spans(
+    row: list[int], grids: Mapping[int, Iterator[tuple[int, int, int]]], names: Mapping[int, str]
+) -> Iterator[Span]:
+    """The spans of one prompt's token ids; takes from `grids`, by placeholder token, what it meets."""
+    at = 0
+    while at < len(row):
+        token = row[at]
+        if token not in grids:
+            at += 1
+            continue
+        grid = next(grids[token], None)
+        if grid is None:
+            raise ValueError(f"{names[token]}: the prompts hold more visual tokens than it has rows for")
+        frames, height, width = grid
+        starts = []
+        for _ in range(frames):
+            # Text, such as a time stamp, may stand between the frames of a video.
+            while at < len(row) and row[at] != token:
+                at += 1
+            starts.append(at)
+            at += height * width
+            if row[starts[-1] : at] != [token] * (height * width):
+                raise ValueError(
+                    f"{names[token]}: the visual tokens from {starts[-1]} on are not the {height * width} "
+                    f"of a frame of grid {grid}"
+                )
+        yield Span(tuple(starts), grid)

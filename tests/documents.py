@@ -1,0 +1,43 @@
+"""What the documents tell people to type."""
+
+import re
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "image/LLaVA/README.md",
+    ROOT / "image/Qwen2-VL/README.md",
+    ROOT / "image/Qwen3-VL/README.md",
+    ROOT / "examples/shapes/README.md",
+]
+
+
+def blocks(language: str) -> list[tuple[Path, str]]:
+    """Every block of a language, with its document."""
+    return [
+        (document, block)
+        for document in DOCUMENTS
+        for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+        if kind == language
+    ]
+
+
+COMMANDS = [
+    (document.relative_to(ROOT), shlex.split(line))
+    for document, block in blocks("")
+    for line in block.replace("\\\n", " ").splitlines()
+    for line in line.split("&&")
+]
+
+
+def evaluations(model: str) -> list[list[str]]:
+    """The arguments of each documented lmms-eval run of a model."""
+    found = [
+        words[words.index("lmms_eval") + 1 :]
+        for _, words in COMMANDS
+        if "lmms_eval" in words and words[words.index("lmms_eval") + 1 :][:2] == ["--model", model]
+    ]
+    assert found
+    return found
