@@ -19,7 +19,7 @@ TASKS = "examples/shapes/tasks"
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where a backbone lives, what lmms-eval calls it, and on what it is tried.
+    """Where a backbone of lmms-eval's lives, what it is called there, and on what it is tried.
 
     checkpoint: the small one shipped here, None where there is none yet; task: the questions it is asked.
     """
@@ -37,7 +37,9 @@ BACKBONES = {
     "qwen3": Backbone("image/Qwen3-VL", "tests/qwen3", "qwen3_vl_vtr", None, "shapes_varied"),
 }
 
-nox.options.sessions = ["lint", "strategy", *BACKBONES]
+VIDEO = "video/Video-LLaVA"
+
+nox.options.sessions = ["lint", "strategy", *BACKBONES, "video"]
 
 
 def own_packages(folder: str) -> dict[str, str]:
@@ -52,16 +54,20 @@ def install(session: nox.Session, folder: str) -> None:
     session.install("--no-deps", *(part for path in (*own_packages(folder).values(), folder) for part in ("-e", path)))
 
 
+def tested(session: nox.Session, folder: str, tests: str) -> bool:
+    """Install a backbone and run its tests; or the command after `--`, and then return False."""
+    install(session, folder)
+    session.run(*(session.posargs or ("pytest", tests)), external=bool(session.posargs))
+    return not session.posargs
+
+
 def backbone(row: Backbone) -> Callable[[nox.Session], None]:
     """The session of one backbone."""
 
     def run(session: nox.Session) -> None:
         """Test a backbone and evaluate its small checkpoint on a few questions, or run the command after `--`."""
-        install(session, row.folder)
-        if session.posargs:
-            session.run(*session.posargs, external=True)
+        if not tested(session, row.folder, row.tests):
             return
-        session.run("pytest", row.tests)
         if row.checkpoint is None:
             session.warn(f"no small checkpoint is shipped for {row.model} yet: only an untrained one was evaluated")
             return
@@ -75,6 +81,13 @@ def backbone(row: Backbone) -> Callable[[nox.Session], None]:
 
 for name, row in BACKBONES.items():
     nox.session(backbone(row), name=name, python=PYTHON)
+
+
+@nox.session(python=PYTHON)
+def video(session: nox.Session) -> None:
+    """Test Video-LLaVA and its evaluation script, or run the command after `--`."""
+    if tested(session, VIDEO, "tests/video"):
+        session.warn("no small checkpoint is shipped for Video-LLaVA yet: only an untrained one was evaluated")
 
 
 @nox.session(python=PYTHON)
@@ -107,7 +120,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=False)
 def lock(session: nox.Session) -> None:
     """Resolve every environment anew and write its lock file."""
-    for folder in (".", *(row.folder for row in BACKBONES.values())):
+    for folder in (".", *(row.folder for row in BACKBONES.values()), VIDEO):
         groups = ["--group", "test"] + ["--group", "lint"] * (folder == ".")
         own = [part for name in own_packages(folder) for part in ("--no-emit-package", name)]
         with session.chdir(folder):

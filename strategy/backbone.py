@@ -1,7 +1,7 @@
 """What a model family must tell the engine, and the list of families."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -86,11 +86,14 @@ def find_backbone(model: nn.Module, name: str | None) -> Backbone:
     """The family of a model or bare decoder; ValueError if it is unknown or not the only one."""
     if name is not None and name not in _backbones:
         raise ValueError(f"backbone={name!r}: allowed are {_names(_backbones)}")
+    lineage = type(model).__mro__
     found = {
-        key: backbone
+        key: min(lineage.index(kind) for kind in known)
         for key, backbone in _backbones.items()
-        if isinstance(model, (*backbone.models, *backbone.decoders)) and name in (None, key)
+        if name in (None, key) and (known := set(lineage) & {*backbone.models, *backbone.decoders})
     }
+    # A family built upon another one is the nearer of the two.
+    found = {key: distance for key, distance in found.items() if distance == min(found.values())}
     kind = type(model).__name__
     if not found:
         wanted = (
@@ -102,8 +105,8 @@ def find_backbone(model: nn.Module, name: str | None) -> Backbone:
         )
     if len(found) > 1:
         raise ValueError(f"{kind} belongs to several backbones: give backbone= one of {_names(found)}")
-    return next(iter(found.values()))
+    return _backbones[next(iter(found))]
 
 
-def _names(backbones: Mapping[str, Backbone]) -> str:
+def _names(backbones: Iterable[str]) -> str:
     return ", ".join(sorted(backbones)) or "none is imported yet"

@@ -10,6 +10,7 @@ DOCUMENTS = [
     ROOT / "image/LLaVA/README.md",
     ROOT / "image/Qwen2-VL/README.md",
     ROOT / "image/Qwen3-VL/README.md",
+    ROOT / "video/Video-LLaVA/README.md",
     ROOT / "examples/shapes/README.md",
 ]
 

@@ -8,16 +8,17 @@ import gc
 import json
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
 import strategy
 from strategy import VTRConfig
@@ -31,27 +32,51 @@ STAGES = {"prune_layer": [1, 4, 8], "ref_layers": 0}
 GOLDEN = Path(__file__).parent / "golden"
 
 
-class Family(Protocol):
-    """A backbone's tiny random decoder and how it is called; `published` names its file in tests/golden."""
+TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A backbone's tiny random decoder and how it is called.
+
+    published: names its file in tests/golden. kind, config: the classes of the decoder and its
+    configuration; more: what that needs beyond TEXT. extra: arguments that add features, [N, C] a layer, to
+    the N visual tokens of [B, S] after the first layers; none where the family has no such thing.
+    """
 
     name: str
     published: str
+    kind: type[nn.Module]
+    config: type
+    more: dict[str, Any] = field(default_factory=dict)
+    extra: Callable[[Tensor, list[Tensor]], dict[str, Any]] = lambda visual, features: {}
+    decoders: dict[str, Any] = field(default_factory=dict)
 
     def build(self, config: dict[str, Any], attention: str) -> Any:
         """A decoder of that configuration."""
+        return self.kind._from_config(self.config(**config), attn_implementation=attention).eval()
 
     def decoder(self, attention: str) -> Any:
         """A random decoder, the same one at each call, in float32."""
+        if attention not in self.decoders:
+            torch.manual_seed(0)
+            self.decoders[attention] = self.build(TEXT | self.more, attention)
+        return self.decoders[attention]
 
     def cache(self) -> Any:
         """An empty cache."""
+        return DynamicCache()
 
-    def extra(self, visual: Tensor, features: list[Tensor]) -> dict[str, Any]:
-        """Arguments that add `features`, [N, C] a layer, to the N visual tokens of [B, S] after the first layers.
-
-        Empty where the family has no such thing.
-        """
-
+    @torch.no_grad()
     def run(
         self,
         decoder: Any,
@@ -62,6 +87,14 @@ class Family(Protocol):
         extra: dict[str, Any] | None = None,
     ) -> Tensor:
         """The last hidden state of a forward call; mask [B, S] and positions [B, S] as for text, or None."""
+        return decoder(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **extra or {},
+        ).last_hidden_state
 
 
 @dataclass
@@ -237,9 +270,7 @@ def test_each_sample_of_a_batch_keeps_what_it_would_keep_alone(family, batch, na
     for sample, spans in enumerate(batch.layout):
         real = slice(None) if batch.mask is None else batch.mask[sample].bool()
         pad = 0 if batch.mask is None else int(batch.mask[sample].argmax())
-        shifted = [
-            (tuple(i - pad for i in at) if isinstance(at, tuple) else at - pad, *kind) for at, *kind in spans
-        ]
+        shifted = [(tuple(i - pad for i in at) if isinstance(at, tuple) else at - pad, *kind) for at, *kind in spans]
         alone = Batch(batch.embeddings[sample : sample + 1, real], None, [shifted])
         with strategy.prune(decoder, config, backbone=family.name, layout=alone.layout) as run:
             family.run(decoder, alone.embeddings, None, alone.positions(), None, alone.extra(family))

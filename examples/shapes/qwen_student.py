@@ -32,6 +32,39 @@ CHAT_TEMPLATE = (
 )
 
 
+TOKENIZER = {
+    "unk_token": PAD,
+    "eos_token": OVER,
+    "pad_token": PAD,
+    "additional_special_tokens": [TURN, OVER, START, END, IMAGE, VIDEO],
+    "model_max_length": 4096,
+}
+DECODER = {
+    "hidden_size": 192,
+    "intermediate_size": 480,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+}
+
+
+def build(kind: type, config: type, tokenizer: Any, decoder: dict[str, Any], tower: dict[str, Any]) -> Any:
+    """An untrained model; decoder, tower: what its family says of them beyond DECODER."""
+    special = {"bos": PAD, "eos": OVER, "pad": PAD}
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
+    visual = {"image": IMAGE, "video": VIDEO, "vision_start": START, "vision_end": END}
+    model = kind(
+        config(
+            text_config=DECODER | {"vocab_size": len(tokenizer)} | ids | decoder,
+            vision_config=tower,
+            **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in visual.items()},
+        )
+    )
+    model.generation_config.update(**ids)
+    return model
+
+
 def prompt(question: str) -> str:
     """A question about one picture in the words of the chat template."""
     return f"{TURN}system\n{SYSTEM}{OVER}\n{TURN}user\n{START}{IMAGE}{END}{question}{OVER}\n{TURN}assistant\n"

@@ -19,53 +19,18 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 import qwen_student as qwen
 import training
 
+# The slowest rates belong to the columns: at the usual base they could not tell one from the next.
+ROTARY = {"rope_theta": 50.0, "rope_scaling": {"rope_type": "default", "mrope_section": [4, 6, 6]}}
+TOWER = {"depth": 5, "embed_dim": 160, "hidden_size": 192, "num_heads": 5}
+
 
 def load_processor(folder: Path) -> Qwen2VLProcessor:
     """The run's processor; its tokeniser is trained when it first starts."""
     files = qwen.train_tokenizer(folder)
-    tokenizer = Qwen2TokenizerFast(
-        vocab_file=files["vocab.json"],
-        merges_file=files["merges.txt"],
-        unk_token=qwen.PAD,
-        eos_token=qwen.OVER,
-        pad_token=qwen.PAD,
-        additional_special_tokens=[qwen.TURN, qwen.OVER, qwen.START, qwen.END, qwen.IMAGE, qwen.VIDEO],
-        model_max_length=4096,
-    )
+    tokenizer = Qwen2TokenizerFast(vocab_file=files["vocab.json"], merges_file=files["merges.txt"], **qwen.TOKENIZER)
     return Qwen2VLProcessor(
         Qwen2VLImageProcessorFast(), tokenizer, Qwen2VLVideoProcessor(), chat_template=qwen.CHAT_TEMPLATE
     )
-
-
-def build(processor: Qwen2VLProcessor) -> Qwen2VLForConditionalGeneration:
-    """The untrained model."""
-    id_of = processor.tokenizer.convert_tokens_to_ids
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": len(processor.tokenizer),
-            "hidden_size": 192,
-            "intermediate_size": 480,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
-            # The slowest rates belong to the columns: at the usual base they could not tell one from the next.
-            "rope_theta": 50.0,
-            "rope_scaling": {"rope_type": "default", "mrope_section": [4, 6, 6]},
-            "bos_token_id": id_of(qwen.PAD),
-            "eos_token_id": id_of(qwen.OVER),
-            "pad_token_id": id_of(qwen.PAD),
-        },
-        vision_config={"depth": 5, "embed_dim": 160, "hidden_size": 192, "num_heads": 5},
-        image_token_id=id_of(qwen.IMAGE),
-        video_token_id=id_of(qwen.VIDEO),
-        vision_start_token_id=id_of(qwen.START),
-        vision_end_token_id=id_of(qwen.END),
-    )
-    model = Qwen2VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = id_of(qwen.OVER)
-    model.generation_config.pad_token_id = id_of(qwen.PAD)
-    return model
 
 
 class Qwen2Student(qwen.QwenStudent):
@@ -80,7 +45,8 @@ class Qwen2Student(qwen.QwenStudent):
     asked_after = 2
 
     def __init__(self, processor: Qwen2VLProcessor) -> None:
-        super().__init__(build(processor), processor, apply_rotary_pos_emb_vision)
+        model = qwen.build(Qwen2VLForConditionalGeneration, Qwen2VLConfig, processor.tokenizer, ROTARY, TOWER)
+        super().__init__(model, processor, apply_rotary_pos_emb_vision)
         self.lines = nn.ModuleList(nn.Linear(192, max(max(self.grids))) for _ in range(2))
         self.model.model.language_model.layers[self.asked_after].register_forward_hook(self._listen)
 

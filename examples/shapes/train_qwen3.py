@@ -19,20 +19,25 @@ import qwen_student as qwen
 import training
 
 SIDE = 24  # of the table of position codes, which is stretched over each picture
+ROTARY = {
+    "head_dim": 32,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [6, 5, 5]},
+}
+TOWER = {
+    "depth": 6,
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_heads": 4,
+    "out_hidden_size": 192,
+    "num_position_embeddings": SIDE**2,
+    "deepstack_visual_indexes": [1, 2, 4],
+}
 
 
 def load_processor(folder: Path) -> Qwen3VLProcessor:
     """The run's processor; its tokeniser is trained when it first starts."""
     files = qwen.train_tokenizer(folder)
-    tokenizer = Qwen2Tokenizer(
-        vocab=files["vocab.json"],
-        merges=files["merges.txt"],
-        unk_token=qwen.PAD,
-        eos_token=qwen.OVER,
-        pad_token=qwen.PAD,
-        additional_special_tokens=[qwen.TURN, qwen.OVER, qwen.START, qwen.END, qwen.IMAGE, qwen.VIDEO],
-        model_max_length=4096,
-    )
+    tokenizer = Qwen2Tokenizer(vocab=files["vocab.json"], merges=files["merges.txt"], **qwen.TOKENIZER)
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return Qwen3VLProcessor(
         Qwen2VLImageProcessorFast(patch_size=16, **half),
@@ -42,54 +47,17 @@ def load_processor(folder: Path) -> Qwen3VLProcessor:
     )
 
 
-def build(processor: Qwen3VLProcessor) -> Qwen3VLForConditionalGeneration:
-    """The untrained model."""
-    id_of = processor.tokenizer.convert_tokens_to_ids
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(processor.tokenizer),
-            "hidden_size": 192,
-            "intermediate_size": 480,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [6, 5, 5]},
-            "bos_token_id": id_of(qwen.PAD),
-            "eos_token_id": id_of(qwen.OVER),
-            "pad_token_id": id_of(qwen.PAD),
-        },
-        vision_config={
-            "depth": 6,
-            "hidden_size": 128,
-            "intermediate_size": 512,
-            "num_heads": 4,
-            "out_hidden_size": 192,
-            "num_position_embeddings": SIDE**2,
-            "deepstack_visual_indexes": [1, 2, 4],
-        },
-        image_token_id=id_of(qwen.IMAGE),
-        video_token_id=id_of(qwen.VIDEO),
-        vision_start_token_id=id_of(qwen.START),
-        vision_end_token_id=id_of(qwen.END),
-    )
-    model = Qwen3VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = id_of(qwen.OVER)
-    model.generation_config.pad_token_id = id_of(qwen.PAD)
-    positions = model.model.visual.pos_embed.weight
-    # Left random, position codes hardly come to tell the tower where in the picture a patch lies.
-    positions.data.copy_(training.sine_positions((SIDE, SIDE), positions.shape[1]))
-    return model
-
-
 class Qwen3Student(qwen.QwenStudent):
     """The features are the decoder's visual embeddings and, beside them, DeepStack's."""
 
     visual_width = 4 * 192
 
     def __init__(self, processor: Qwen3VLProcessor) -> None:
-        super().__init__(build(processor), processor, apply_rotary_pos_emb_vision)
+        model = qwen.build(Qwen3VLForConditionalGeneration, Qwen3VLConfig, processor.tokenizer, ROTARY, TOWER)
+        positions = model.model.visual.pos_embed.weight
+        # Left random, position codes hardly come to tell the tower where in the picture a patch lies.
+        positions.data.copy_(training.sine_positions((SIDE, SIDE), positions.shape[1]))
+        super().__init__(model, processor, apply_rotary_pos_emb_vision)
 
     def features(self, output: Any) -> Tensor:
         return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1)

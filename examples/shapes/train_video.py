@@ -1,0 +1,73 @@
+"""Train `shapes-video` from scratch and write it in the original Video-LLaVA format."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig
+
+import clips
+import train_llava
+import training
+import world
+
+# Heads are 64 wide, as in every CLIP: that is how a loader knows how many there are.
+TOWER = CLIPVisionConfig(
+    hidden_size=128, intermediate_size=512, num_hidden_layers=5, num_attention_heads=2, image_size=224, patch_size=14
+)
+
+
+def asked() -> Iterator[world.Question]:
+    """Questions enough to meet every word."""
+    for seed in range(20):
+        drawn = clips.sample_clips(64, world.FIRST_TRAINING_SEED + seed)
+        for index in range(64):
+            yield from clips.questions(drawn, index)
+
+
+class VideoStudent(train_llava.LlavaStudent):
+    """Eight frames through one CLIP tower, class tokens and all; the picture tower is its twin."""
+
+    sizes = ((clips.SIDE, clips.SIDE),)
+    visual_width = TOWER.hidden_size
+    frames = clips.FRAMES
+    tower_config = TOWER
+    decoder_config = train_llava.DECODER | {"max_position_embeddings": 4096}
+
+    def lesson(self, count: int, seed: int, device: torch.device) -> training.Lesson:
+        drawn, grid = clips.sample_clips(count, seed), self.grid(self.sizes[0])
+        labels = {
+            # Each frame begins with a class token, which shows no place of the picture.
+            name: torch.nn.functional.pad(values, (1, 0), value=training.IGNORED).view(count, -1)
+            for name, values in world.patch_labels(drawn.scenes, grid).items()
+        }
+        questions = [list(clips.questions(drawn, index)) for index in range(count)]
+        return training.Lesson(drawn.render(seed, device), labels, grid, questions)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        pixels = ((pictures - self.image_mean) / self.image_std).flatten(0, 1)
+        features = self.tower(pixels, output_hidden_states=True).hidden_states[-1]
+        return features.unflatten(0, (len(pictures), -1)).flatten(1, 2)
+
+    def export_towers(self, folder: Path) -> dict[str, str]:
+        return {"mm_image_tower": "image_tower", "mm_video_tower": "video_tower"}
+
+    def inside_towers(self) -> dict[str, Tensor]:
+        weights = self.tower.vision_model.state_dict()
+        return {
+            f"model.{kind}_tower.{kind}_tower.{name}": tensor
+            for kind in ("image", "video")
+            for name, tensor in weights.items()
+        }
+
+
+def main() -> None:
+    """Train and export."""
+    options = training.options(__doc__, batch=32)
+    torch.manual_seed(0)
+    training.Run(VideoStudent(train_llava.load_tokenizer(Path(options.work), asked)), options).train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The evaluation script as it is typed: its files, its exit status, its way back after a kill."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import strategy
+from videollava.eval.video import eval_video_qa
+from videollava.eval.video.run_inference_video_qa import parse
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "video/Video-LLaVA"
+DATA = ROOT / "examples/shapes/clips_test"
+SCRIPT = "videollava/eval/video/run_inference_video_qa.py"
+COUNT = 4
+
+
+def command(checkpoint, output, *more, data=DATA):
+    # An untrained model does not know when to stop: the prompt leaves room for few new tokens.
+    words = [sys.executable, SCRIPT, "--model_path", checkpoint, "--video_dir", data / "videos"]
+    words += ["--gt_file_question", data / "test_q.json", "--gt_file_answers", data / "test_a.json"]
+    words += ["--output_dir", output, "--output_name", "pred", "--num_samples", COUNT, "--device", "cpu"]
+    return [str(word) for word in (*words, "--model_max_length", 2140, *more)]
+
+
+PRUNED = ("--vtr_enabled", "--vtr_strategy", "clse", "--vtr_keep_tokens", "64")
+ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+def run(words):
+    return subprocess.run(words, cwd=FOLDER, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    done = run(command(checkpoint, output, *PRUNED))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done, (output / "pred.json").read_bytes()
+
+
+def test_an_uninterrupted_run_writes_one_object_a_line(whole):
+    done, data = whole
+    entries = [json.loads(line) for line in data.decode().splitlines()]
+    asked, known = (json.loads((DATA / f"test_{kind}.json").read_text())[:COUNT] for kind in "qa")
+    assert [entry["id"] for entry in entries] == [sample["question_id"] for sample in asked]
+    assert [entry["question"] for entry in entries] == [sample["question"] for sample in asked]
+    assert [entry["answer"] for entry in entries] == [sample["answer"] for sample in known]
+    assert all(isinstance(entry["pred"], str) for entry in entries)
+    assert "prune layers [3], 2056 visual tokens kept 64" in done.stdout
+    assert "accuracy=" in done.stderr
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3])
+def test_killed_at_any_moment_it_ends_with_the_same_file(checkpoint, tmp_path, whole, lines):
+    words = command(checkpoint, tmp_path, *PRUNED)
+    process = subprocess.Popen(
+        words, cwd=FOLDER, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    file = tmp_path / "pred.json"
+    while not file.exists() or file.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert file.read_bytes().count(b"\n") < COUNT, "it was killed too late to show anything"
+    done = run(words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert file.read_bytes() == whole[1]
+
+
+def test_what_cannot_be_answered_is_listed_and_shifts_nothing(checkpoint, tmp_path, whole):
+    data = tmp_path / "data"
+    (data / "videos").mkdir(parents=True)
+    asked, known = (json.loads((DATA / f"test_{kind}.json").read_text())[:COUNT] for kind in "qa")
+    for entry in asked[1:]:
+        video = (DATA / "videos" / f"{entry['video_name']}.mp4").read_bytes()
+        (data / "videos" / f"{entry['video_name']}.mp4").write_bytes(video if entry is not asked[2] else b"broken")
+    (data / "test_q.json").write_text(json.dumps([*asked[:2], "nonsense", *asked[2:]]))
+    (data / "test_a.json").write_text(json.dumps(known[::-1]))
+    done = run(command(checkpoint, tmp_path / "out", *PRUNED, data=data))
+    assert done.returncode == 3
+    expected = whole[1].splitlines(keepends=True)
+    assert (tmp_path / "out/pred.json").read_bytes() == expected[1] + expected[3]
+    told = {item["video"]: item["reason"] for item in json.loads((tmp_path / "out/pred.left_out.json").read_text())}
+    assert "entry 2: a str" in told[""]
+    assert "no video clip000" in told["clip000"]
+    assert "cannot be decoded" in told["clip002"]
+    assert "3 left out" in done.stderr
+    assert "left out: clip000_0 clip000: no video clip000" in done.stderr
+    strict = run(command(checkpoint, tmp_path / "strict", *PRUNED, "--strict", data=data))
+    assert strict.returncode == 1
+    assert "entry 2: a str" in strict.stderr
+    assert "Traceback" not in strict.stderr
+
+
+def test_chunks_join_and_a_changed_budget_is_refused(checkpoint, tmp_path, whole):
+    for number in (1, 0):
+        done = run(command(checkpoint, tmp_path, *PRUNED, "--num_chunks", 2, "--chunk_idx", number))
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "pred.json").read_bytes() == whole[1]
+    words = command(checkpoint, tmp_path, "--num_chunks", 2, "--vtr_enabled", "--vtr_keep_tokens", 32)
+    refused = run(words)
+    assert refused.returncode == 1
+    assert "keep_tokens was [64], is [32]" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--vtr_enabled", "--vtr_keep_tokens", "many"), "keep_tokens='many'"),
+        (("--model_base", "somewhere"), "LoRA checkpoints are not supported"),
+        (("--model_max_length", "100"), "the prompt has"),
+        (("--num_chunks", "2", "--chunk_idx", "2"), "chunk_idx goes from 0"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(checkpoint, tmp_path, more, words):
+    done = run(command(checkpoint, tmp_path, "--strict", *more))
+    assert done.returncode == 1
+    assert f"run_inference_video_qa: {'question' if 'prompt' in words else ''}" in done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_unpruned_baseline(checkpoint, tmp_path):
+    done = run(command(checkpoint, tmp_path, "--vtr_enabled", "False", "--num_samples", "1"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "unpruned: unpruned, 2056 visual tokens," in done.stdout
+
+
+README = (FOLDER / "README.md").read_text()
+
+
+def documented():
+    blocks = re.findall(r"^```\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("python")]
+
+
+def test_documented_commands_are_understood(monkeypatch):
+    seen = set()
+    for _, script, *words in documented():
+        assert (FOLDER / script).is_file()
+        seen.add(script)
+        if script == SCRIPT:
+            options = parse(words)
+            assert options.num_samples == 500
+        else:
+            assert eval_video_qa.parse(words)[1].pred_path
+    assert len(seen) == 2
+
+
+def test_every_flag_is_in_the_table():
+    usage = subprocess.run([sys.executable, SCRIPT, "--help"], cwd=FOLDER, capture_output=True, text=True, check=True)
+    flags = set(re.findall(r"^  (--\w+)", usage.stdout, re.MULTILINE))
+    assert {f"--vtr_{name}" for name in strategy.config.field_names()} < flags
+    for flag in flags:
+        assert re.search(rf"^\|.*`{flag}`.*\|.*\|.*\|$", README, re.MULTILINE), flag
+
+
+def test_documented_python_runs(checkpoint):
+    [block] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    text, summary = names["answer"](DATA / "videos/clip000.mp4", "How many objects are there?", str(checkpoint))
+    assert isinstance(text, str)
+    assert "clse: prune layers [3], 2056 visual tokens kept 194" in summary

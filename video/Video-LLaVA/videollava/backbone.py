@@ -1,0 +1,17 @@
+"""What the pruning engine needs to know of Video-LLaVA."""
+
+from llava.backbone import LlamaBackbone
+from strategy import register_backbone
+from videollava.model.video_llava import VideoLlavaForCausalLM
+
+
+class VideoLlavaBackbone(LlamaBackbone):
+    """Video-LLaVA: eight frames of 16 x 16 patches, and a class token a frame."""
+
+    name = "videollava"
+    models = (VideoLlavaForCausalLM,)
+    nominal_tokens = 2048
+    video = True
+
+
+register_backbone(VideoLlavaBackbone())

@@ -1,0 +1,1 @@
+"""Evaluation under the script names that callers of Video-LLaVA use."""

@@ -1,0 +1,1 @@
+"""Zero-shot video question answering: inference and scoring."""

@@ -1,0 +1,166 @@
+"""Answer the questions of a zero-shot video question answering benchmark with Video-LLaVA, pruned or not."""
+
+import argparse
+import hashlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import strategy
+from strategy.config import field_names
+from videollava.constants import IMAGE_TOKEN_INDEX
+from videollava.conversation import conv_templates
+from videollava.eval.video.answers import AnswerFile, chunk_name, merge
+from videollava.eval.video.matching import matches
+from videollava.eval.video.questions import LeftOut, Sample, chunk, find_video, read_samples
+from videollava.mm_utils import load_video, prepare_prompt, prepare_video, tokenizer_image_token
+from videollava.model.builder import load_pretrained_model
+
+TEMPLATE = "llava_v1"
+MAX_NEW_TOKENS = 1024
+INCOMPLETE = 3  # exit status of a run that left something out
+
+KNOBS = {
+    "enabled": "prune; without it, the unpruned baseline",
+    "strategy": f"how tokens are scored: {', '.join(strategy.available())}",
+    "keep_tokens": "budget in tokens, of 2048",
+    "retain_ratio": "the same as a share, in place of --vtr_keep_tokens",
+    "prune_layer": "layers to prune at",
+    "ref_layers": "layer whose input is the reference of the spectral evolution",
+    "clse_cutoff_ratio": "width of the Gaussian that is taken out, in units of half the grid's shorter side",
+    "clse_temp": "temperature of the evolution factor",
+    "clse_fft_3d": "filter over the frames too",
+}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--video_dir", required=True, help="folder of videos")
+    data.add_argument("--gt_file_question", required=True, help="test_q.json: question_id, video_name, question")
+    data.add_argument("--gt_file_answers", required=True, help="test_a.json: question_id, answer, type")
+    data.add_argument("--num_samples", type=int, help="only the first so many questions; all if not given")
+    data.add_argument("--num_chunks", type=int, default=1, help="parts the questions are split into")
+    data.add_argument("--chunk_idx", type=int, default=0, help="the part to answer; the last to end joins them all")
+    data.add_argument("--strict", action="store_true", help="stop at the first question that cannot be answered")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output_dir", required=True, help="folder for the answers")
+    out.add_argument("--output_name", required=True, help="name of the file of answers, without .json")
+    model = parser.add_argument_group("model")
+    model.add_argument("--model_path", required=True, help="folder or hub id of the weights")
+    model.add_argument("--model_base", help="refused: LoRA weights must be merged first")
+    model.add_argument("--cache_dir", help="where what the hub gives is kept")
+    model.add_argument("--device", help="cpu, cuda, cuda:1, ...; CUDA if there is one, else the CPU")
+    model.add_argument("--model_max_length", type=int, help="longest prompt with its answer; the checkpoint's own")
+    knobs = parser.add_argument_group("pruning")
+    for name in field_names():
+        # A flag alone means True, but `--vtr_enabled False` must not.
+        flag = {"nargs": "?", "const": True} if name in ("enabled", "clse_fft_3d") else {}
+        default = False if name == "enabled" else None
+        knobs.add_argument(f"--vtr_{name}", default=default, help=KNOBS[name].replace("%", "%%"), **flag)
+    return parser.parse_args(arguments)
+
+
+def run_settings(options: argparse.Namespace, config: strategy.VTRConfig) -> dict[str, Any]:
+    """What must not change between two runs that write the same file."""
+    names = ("model_path", "model_max_length", "num_samples", "num_chunks", "chunk_idx")
+    files = {name: getattr(options, name) for name in ("gt_file_question", "gt_file_answers")}
+    digests = {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
+    pruning = asdict(config) if config.enabled else {"enabled": False}
+    return {name: getattr(options, name) for name in names} | digests | pruning
+
+
+class Answerer:
+    """A loaded model that answers questions about videos."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.tokenizer, self.model, context = load_pretrained_model(
+            options.model_path, options.model_base, device=options.device, cache_dir=options.cache_dir
+        )
+        self.limit = options.model_max_length or context
+        self.video_dir = options.video_dir
+
+    @torch.inference_mode()
+    def __call__(self, sample: Sample) -> str:
+        """The answer to one question; ValueError if its video is missing or cannot be decoded."""
+        frames = load_video(find_video(self.video_dir, sample.video))
+        video = prepare_video(frames, self.model.model.video_tower.config.image_size)
+        conversation = conv_templates[TEMPLATE].copy()
+        conversation.append_message(conversation.roles[0], prepare_prompt(sample.question))
+        conversation.append_message(conversation.roles[1], None)
+        ids = tokenizer_image_token(conversation.get_prompt(), self.tokenizer, IMAGE_TOKEN_INDEX, "pt")
+        tower = self.model.model.video_tower
+        prompt = len(ids) + int((ids == IMAGE_TOKEN_INDEX).sum()) * tower.side**2
+        if prompt >= self.limit:
+            raise ValueError(f"the prompt has {prompt} tokens, --model_max_length allows {self.limit}")
+        new = self.model.generate(
+            ids[None],
+            images=[video],
+            do_sample=False,
+            max_new_tokens=min(MAX_NEW_TOKENS, self.limit - prompt),
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+        )
+        return self.tokenizer.decode(new[0], skip_special_tokens=True).strip()
+
+
+def answer_all(answerer: Answerer, samples: list[Sample], answers: AnswerFile, strict: bool) -> list[LeftOut]:
+    """Answer what is not yet answered, in order; returns what could not be."""
+    left_out = []
+    right = sum(matches(entry["pred"], entry["answer"]) for entry in answers.done.values())
+    bar = tqdm(samples, desc="Answering", initial=0, unit="question")
+    for sample in bar:
+        if sample.key not in answers.done:
+            try:
+                pred = answerer(sample)
+            except ValueError as error:
+                if strict:
+                    raise ValueError(f"question {sample.id}: {error}") from error
+                left_out.append(LeftOut(sample.id, sample.video, str(error)))
+                continue
+            answers.add(sample, pred)
+            right += matches(pred, sample.answer)
+        bar.set_postfix(accuracy=f"{right / len(answers.done):.3f}", left_out=len(left_out))
+    return left_out
+
+
+def main() -> int:
+    """Answer, and return the exit status: 0, or INCOMPLETE if something was left out."""
+    options = parse()
+    folder = Path(options.output_dir)
+    try:
+        knobs = {name: getattr(options, f"vtr_{name}") for name in field_names()}
+        config = strategy.VTRConfig(**{name: value for name, value in knobs.items() if value is not None})
+        samples, left_out = read_samples(options.gt_file_question, options.gt_file_answers)
+        if left_out and options.strict:
+            raise ValueError(f"{left_out[0].reason} (--strict)")
+        mine = chunk(samples[: options.num_samples], options.num_chunks, options.chunk_idx)
+        name = chunk_name(options.output_name, options.num_chunks, options.chunk_idx)
+        answers = AnswerFile(folder, name, run_settings(options, config))
+        try:
+            answerer = Answerer(options)
+            with strategy.prune(answerer.model, config) as record:
+                # What the files themselves leave out is told once, by the first chunk.
+                listed = left_out if options.chunk_idx == 0 else []
+                listed = listed + answer_all(answerer, mine, answers, options.strict)
+                answers.finish(mine, listed)
+        finally:
+            answers.close()
+    except ValueError as error:
+        sys.exit(f"run_inference_video_qa: {error}")
+    print(record.summary())
+    merged = merge(folder, options.output_name, options.num_chunks) if options.num_chunks > 1 else answers.file
+    print(f"{len(answers.done)} answers in {answers.file}" + (f", all chunks in {merged}" if merged else ""))
+    for item in listed:
+        print(f"left out: {item.id} {item.video}: {item.reason}", file=sys.stderr)
+    if listed:
+        print(f"{len(listed)} left out, listed in {answers.left_out_file}", file=sys.stderr)
+    return INCOMPLETE if listed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Videos, pictures and prompts made ready for the model."""
+
+import math
+from pathlib import Path
+
+import decord
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import center_crop, normalize, to_tensor
+
+from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
+from videollava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, NUM_FRAMES
+
+# CLIP's, per colour.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+__all__ = [
+    "get_model_name_from_path",
+    "load_video",
+    "prepare_image",
+    "prepare_prompt",
+    "prepare_video",
+    "tokenizer_image_token",
+]
+
+
+def load_video(path: str | Path, frames: int = NUM_FRAMES) -> Tensor:
+    """Frames evenly spaced over a video, first and last included: [frames, 3, H, W] uint8.
+
+    Raises ValueError that names the file if it cannot be opened or decoded.
+    """
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        if not len(reader):
+            raise ValueError("it has no frames")
+        picked = np.linspace(0, len(reader) - 1, frames, dtype=int)
+        return torch.from_numpy(reader.get_batch(picked).asnumpy()).permute(0, 3, 1, 2)
+    except (decord.DECORDError, RuntimeError, ValueError, OSError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: cannot be decoded ({reason})") from error
+
+
+def prepare_video(frames: Tensor, side: int = 224) -> Tensor:
+    """Turn frames [T, 3, H, W] uint8 into what the video tower takes, [3, T, side, side] float32.
+
+    To the unit range, CLIP's normalisation, the short side to `side`, the centre cut out.
+    """
+    pixels = normalize(frames.float() / 255, MEAN, STD)
+    return center_crop(_short_side(pixels, side, "bilinear"), [side, side]).transpose(0, 1)
+
+
+def prepare_image(image: Image.Image, side: int = 224) -> Tensor:
+    """Turn a picture into what the image tower takes, [3, side, side] float32."""
+    pixels = _short_side(to_tensor(image.convert("RGB"))[None], side, "bicubic")
+    return normalize(center_crop(pixels, [side, side]), MEAN, STD)[0]
+
+
+def _short_side(pixels: Tensor, side: int, mode: str) -> Tensor:
+    height, width = pixels.shape[-2:]
+    short = min(height, width)
+    size = math.floor(height / short * side), math.floor(width / short * side)
+    return F.interpolate(pixels, size=size, mode=mode, align_corners=False)
+
+
+def prepare_prompt(question: str) -> str:
+    """A question with one picture token for each frame where it says `<video>`, or before it if it does not."""
+    frames = DEFAULT_IMAGE_TOKEN * NUM_FRAMES
+    if DEFAULT_VIDEO_TOKEN in question:
+        return question.replace(DEFAULT_VIDEO_TOKEN, frames)
+    return f"{frames}\n{question}"

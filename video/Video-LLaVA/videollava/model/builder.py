@@ -1,0 +1,98 @@
+"""Loading a checkpoint in Video-LLaVA's original format."""
+
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer
+
+from llava.model.builder import (
+    check_files,
+    find_device,
+    find_folder,
+    load_tokenizer,
+    load_weights,
+    read_config,
+    read_json,
+    refuse_unsupported,
+)
+from llava.model.llava_llama import LlavaConfig
+from videollava.model.tower import FrameTower, config_from_shapes
+from videollava.model.video_llava import KINDS, VideoLlavaForCausalLM
+
+NEEDED = ("mm_image_tower", "mm_video_tower", "mm_hidden_size", "mm_vision_select_layer")
+
+
+def load_pretrained_model(
+    model_path: str,
+    model_base: str | None = None,
+    model_name: str | None = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device: str | torch.device | None = None,
+    cache_dir: str | None = None,
+    dtype: torch.dtype | None = None,
+    attn_implementation: str = "sdpa",
+) -> tuple[LlamaTokenizer, VideoLlavaForCausalLM, int]:
+    """Load (tokenizer, model, context length).
+
+    model_path: a folder, or the id of a repository on the hub, kept in cache_dir. model_base, load_8bit and
+    load_4bit are there because callers pass them, and refused if set; model_name is not needed. device: CUDA
+    if there is one, else the CPU. dtype: float16 on CUDA, else float32. Raises ValueError, in one sentence
+    that names the file or the argument, for what is missing, damaged, or not Video-LLaVA.
+    """
+    refuse_unsupported(model_base, load_8bit or load_4bit, attn_implementation)
+    place = find_device(device)
+    dtype = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
+    folder = find_folder(model_path, cache_dir)
+    config = read_config(folder, NEEDED)
+    shapes = check_files(folder, "tokenizer.model")
+    refuse_temporal(folder, shapes)
+    config.towers = {kind: inside_config(folder, config, kind, shapes) for kind in KINDS}
+    model = load_weights(VideoLlavaForCausalLM, folder, config, dtype, None, attn_implementation)
+    for kind in KINDS:
+        if config.towers[kind] is None:
+            setattr(model.model, f"{kind}_tower", load_tower(folder, config, kind, cache_dir).to(dtype))
+    context = int(getattr(config, "tokenizer_model_max_length", None) or config.max_position_embeddings)
+    return load_tokenizer(folder), model.to(place).eval(), context
+
+
+def inside_config(
+    folder: Path, config: LlavaConfig, kind: str, shapes: dict[str, tuple[int, ...]]
+) -> CLIPVisionConfig | None:
+    """The configuration of a tower whose weights are in the checkpoint; None if they are elsewhere."""
+    prefix = f"model.{kind}_tower.{kind}_tower."
+    if not any(name.startswith(prefix) for name in shapes):
+        return None
+    beside = folder / getattr(config, f"mm_{kind}_tower")
+    return tower_config(beside) if beside.is_dir() else config_from_shapes(shapes, prefix)
+
+
+def tower_config(folder: Path) -> CLIPVisionConfig:
+    """The vision part of a CLIP's configuration in a folder; ValueError if it is missing or damaged."""
+    values = read_json(folder / "config.json")
+    return CLIPVisionConfig.from_dict(values.get("vision_config", values))
+
+
+def load_tower(folder: Path, config: LlavaConfig, kind: str, cache_dir: str | None) -> FrameTower:
+    """The tower that the configuration names: a folder in the checkpoint, any folder, or a hub id."""
+    named = getattr(config, f"mm_{kind}_tower")
+    place = folder / named if (folder / named).is_dir() else find_folder(named, cache_dir)
+    refuse_temporal(place, check_files(place, "config.json"))
+    own = tower_config(place)
+    try:
+        clip, report = CLIPVisionModel.from_pretrained(place, config=own, output_loading_info=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{place}: the {kind} tower cannot be loaded: {error}") from error
+    if report["missing_keys"]:
+        raise ValueError(f"{place}: the weights do not fit config.json: missing {report['missing_keys']}")
+    tower = FrameTower(kind, own, config.mm_vision_select_layer)
+    tower.add_module(f"{kind}_tower", clip.vision_model)
+    return tower.requires_grad_(False)
+
+
+def refuse_temporal(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError for a tower whose frames see each other."""
+    if any("temporal" in name for name in shapes):
+        raise ValueError(
+            f"{folder}: its video tower has temporal attention, which is not supported: frames are seen alone"
+        )
