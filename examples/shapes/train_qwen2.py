@@ -42,16 +42,12 @@ class Qwen2Student(qwen.QwenStudent):
     """
 
     visual_width = 192
-    asked_after = 2
 
     def __init__(self, processor: Qwen2VLProcessor) -> None:
         model = qwen.build(Qwen2VLForConditionalGeneration, Qwen2VLConfig, processor.tokenizer, ROTARY, TOWER)
         super().__init__(model, processor, apply_rotary_pos_emb_vision)
         self.lines = nn.ModuleList(nn.Linear(192, max(max(self.grids))) for _ in range(2))
-        self.model.model.language_model.layers[self.asked_after].register_forward_hook(self._listen)
-
-    def _listen(self, layer: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        self.heard = output[0]
+        self.listen_to(self.model.model.language_model.layers[2])
 
     def examine(self, before: int, places: tuple[Tensor, ...]) -> None:
         visual = self.heard[:, before : before + places[0].shape[1]]

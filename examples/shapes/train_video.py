@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import CLIPVisionConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, LlamaTokenizer
 
 import clips
 import train_llava
@@ -17,6 +18,9 @@ TOWER = CLIPVisionConfig(
     hidden_size=128, intermediate_size=512, num_hidden_layers=5, num_attention_heads=2, image_size=224, patch_size=14
 )
 
+LATE = 5  # frames after which every object was long enough there to be seen moving
+HEADING_WEIGHT = 3.0  # as much again as the dense losses are weighed with
+
 
 def asked() -> Iterator[world.Question]:
     """Questions enough to meet every word."""
@@ -27,7 +31,12 @@ def asked() -> Iterator[world.Question]:
 
 
 class VideoStudent(train_llava.LlavaStudent):
-    """Eight frames through one CLIP tower, class tokens and all; the picture tower is its twin."""
+    """Eight frames through one CLIP tower, class tokens and all; the picture tower is its twin.
+
+    Which way things move was not learned from answers alone in hundreds of steps. So a further head,
+    thrown away like the dense ones, asks for it after the decoder's third layer, at the tokens of late
+    frames that show an object.
+    """
 
     sizes = ((clips.SIDE, clips.SIDE),)
     visual_width = TOWER.hidden_size
@@ -35,13 +44,20 @@ class VideoStudent(train_llava.LlavaStudent):
     tower_config = TOWER
     decoder_config = train_llava.DECODER | {"max_position_embeddings": 4096}
 
+    def __init__(self, tokenizer: LlamaTokenizer) -> None:
+        super().__init__(tokenizer)
+        self.heading = nn.Linear(self.decoder.config.hidden_size, len(clips.DIRECTIONS) + 1)
+        self.listen_to(self.decoder.model.layers[2])
+
     def lesson(self, count: int, seed: int, device: torch.device) -> training.Lesson:
         drawn, grid = clips.sample_clips(count, seed), self.grid(self.sizes[0])
+        heading = drawn.heading.repeat_interleave(drawn.frames, dim=0)
         labels = {
             # Each frame begins with a class token, which shows no place of the picture.
-            name: torch.nn.functional.pad(values, (1, 0), value=training.IGNORED).view(count, -1)
-            for name, values in world.patch_labels(drawn.scenes, grid).items()
+            name: F.pad(values, (1, 0), value=training.IGNORED).view(count, -1)
+            for name, values in world.patch_labels(drawn.scenes, grid, heading=heading).items()
         }
+        self.headings = labels["heading"].to(device)
         questions = [list(clips.questions(drawn, index)) for index in range(count)]
         return training.Lesson(drawn.render(seed, device), labels, grid, questions)
 
@@ -49,6 +65,15 @@ class VideoStudent(train_llava.LlavaStudent):
         pixels = ((pictures - self.image_mean) / self.image_std).flatten(0, 1)
         features = self.tower(pixels, output_hidden_states=True).hidden_states[-1]
         return features.unflatten(0, (len(pictures), -1)).flatten(1, 2)
+
+    def answer(self, features: Tensor, grid: tuple[int, int], kept: Tensor, text: training.Packed) -> Tensor:
+        logits = super().answer(features, grid, kept, text)
+        if self.training:
+            visual = self.heard[:, len(self.before) : len(self.before) + kept.shape[1]]
+            heading = self.headings.gather(1, kept)
+            late = (heading > 0) & (kept >= LATE * (1 + grid[0] * grid[1]))
+            self.further_loss = HEADING_WEIGHT * F.cross_entropy(self.heading(visual[late]).float(), heading[late])
+        return logits
 
     def export_towers(self, folder: Path) -> dict[str, str]:
         return {"mm_image_tower": "image_tower", "mm_video_tower": "video_tower"}

@@ -54,6 +54,12 @@ class Student(ABC, nn.Module):
         """Rows and columns of the visual tokens of a picture."""
         return size[0] // self.cell, size[1] // self.cell
 
+    def listen_to(self, layer: nn.Module) -> None:
+        """Keep the hidden states [B, L, C] that a decoder layer puts out as `heard`, for a further loss."""
+        layer.register_forward_hook(
+            lambda module, args, output: setattr(self, "heard", output[0] if isinstance(output, tuple) else output)
+        )
+
     def lesson(self, count: int, seed: int, device: torch.device) -> "Lesson":
         """Draw pictures of one size, and what can be asked about them."""
         size = random.Random(seed).choice(self.sizes)

@@ -183,12 +183,12 @@ def render(scenes: Scenes, seed: int, device: torch.device | str = "cpu", frames
     return (picture + 0.012 * noise).clamp(0, 1)
 
 
-def patch_labels(scenes: Scenes, grid: tuple[int, int]) -> dict[str, Tensor]:
+def patch_labels(scenes: Scenes, grid: tuple[int, int], **more: Tensor) -> dict[str, Tensor]:
     """What each patch of a (rows, columns) grid shows, as indices [B, rows * columns].
 
-    centre: 1 where an object's centre lies in the patch; shape, colour and place: index + 1 of those of
-    the object that has its centre there (a ring's is a hole) or else covers the patch's middle, 0 for
-    the ground.
+    centre: 1 where an object's centre lies in the patch; shape, colour, place and whatever `more` says of
+    the objects, [B, O]: index + 1 of those of the object that has its centre there (a ring's is a hole) or
+    else covers the patch's middle, 0 for the ground.
     """
     step_y, step_x = scenes.size[0] / grid[0], scenes.size[1] / grid[1]
     y, x = torch.meshgrid(torch.arange(grid[0]) + 0.5, torch.arange(grid[1]) + 0.5, indexing="ij")
@@ -198,10 +198,8 @@ def patch_labels(scenes: Scenes, grid: tuple[int, int]) -> dict[str, Tensor]:
     middle = torch.nn.functional.one_hot(row * grid[1] + column, grid[0] * grid[1])
     weight = inside + 2 * middle * scenes.present[:, :, None]
     best, which = weight.max(dim=1)
-    labels = {
-        name: torch.where(best > 0, values.gather(1, which) + 1, 0)
-        for name, values in (("shape", scenes.shape), ("colour", scenes.colour), ("place", _cell(scenes)))
-    }
+    known = {"shape": scenes.shape, "colour": scenes.colour, "place": _cell(scenes)} | more
+    labels = {name: torch.where(best > 0, values.gather(1, which) + 1, 0) for name, values in known.items()}
     return labels | {"centre": (best >= 2).long()}
 
 

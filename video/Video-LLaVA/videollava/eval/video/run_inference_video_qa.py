@@ -88,13 +88,12 @@ class Answerer:
     @torch.inference_mode()
     def __call__(self, sample: Sample) -> str:
         """The answer to one question; ValueError if its video is missing or cannot be decoded."""
-        frames = load_video(find_video(self.video_dir, sample.video))
-        video = prepare_video(frames, self.model.model.video_tower.config.image_size)
+        tower = self.model.model.video_tower
+        video = prepare_video(load_video(find_video(self.video_dir, sample.video)), tower.config.image_size)
         conversation = conv_templates[TEMPLATE].copy()
         conversation.append_message(conversation.roles[0], prepare_prompt(sample.question))
         conversation.append_message(conversation.roles[1], None)
         ids = tokenizer_image_token(conversation.get_prompt(), self.tokenizer, IMAGE_TOKEN_INDEX, "pt")
-        tower = self.model.model.video_tower
         prompt = len(ids) + int((ids == IMAGE_TOKEN_INDEX).sum()) * tower.side**2
         if prompt >= self.limit:
             raise ValueError(f"the prompt has {prompt} tokens, --model_max_length allows {self.limit}")
@@ -112,7 +111,7 @@ def answer_all(answerer: Answerer, samples: list[Sample], answers: AnswerFile, s
     """Answer what is not yet answered, in order; returns what could not be."""
     left_out = []
     right = sum(matches(entry["pred"], entry["answer"]) for entry in answers.done.values())
-    bar = tqdm(samples, desc="Answering", initial=0, unit="question")
+    bar = tqdm(samples, desc="Answering", unit="question")
     for sample in bar:
         if sample.key not in answers.done:
             try:
