@@ -18,7 +18,7 @@ import world
 from strategy import VTRConfig
 from videollava.conversation import conv_templates
 from videollava.mm_utils import load_video, prepare_image, prepare_prompt, prepare_video, tokenizer_image_token
-from videollava.model.builder import load_pretrained_model
+from videollava.model.builder import fingerprint, load_pretrained_model
 
 VIDEOS = Path(__file__).parents[2] / "examples/shapes/clips_test/videos"
 CLIP = VIDEOS / "clip000.mp4"
@@ -172,6 +172,15 @@ def test_towers_may_lie_in_folders_of_their_own(loaded, checkpoint, tmp_path):
     ids = prompt_ids(loaded[0], prepare_prompt(QUESTION))
     with torch.no_grad():
         assert torch.equal(model(ids, images=[video]).logits, loaded[1](ids, images=[video]).logits)
+
+
+def test_other_weights_under_the_same_name_are_told_apart(checkpoint, tmp_path):
+    folder = copy_of(checkpoint, tmp_path)
+    assert fingerprint(folder) == fingerprint(checkpoint)
+    weights = load_file(folder / "model.safetensors")
+    first = min(weights)
+    save_file(weights | {first: weights[first] + 1}, folder / "model.safetensors", {"format": "pt"})
+    assert fingerprint(folder) != fingerprint(checkpoint)
 
 
 def spoil_temporal(folder):

@@ -1,5 +1,6 @@
 """Loading a checkpoint in Video-LLaVA's original format."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -54,6 +55,16 @@ def load_pretrained_model(
             setattr(model.model, f"{kind}_tower", load_tower(folder, config, kind, cache_dir).to(dtype))
     context = int(getattr(config, "tokenizer_model_max_length", None) or config.max_position_embeddings)
     return load_tokenizer(folder), model.to(place).eval(), context
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells the weights in a folder from others: a digest of names, sizes, and how each file begins."""
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(f"{file.name} {file.stat().st_size} ".encode() + stream.read(1 << 20))
+    return digest.hexdigest()
 
 
 def inside_config(

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 import strategy
+from llava.model.builder import find_folder
 from strategy.config import field_names
 from videollava.constants import IMAGE_TOKEN_INDEX
 from videollava.conversation import conv_templates
@@ -18,7 +19,7 @@ from videollava.eval.video.answers import AnswerFile, chunk_name, merge
 from videollava.eval.video.matching import matches
 from videollava.eval.video.questions import LeftOut, Sample, chunk, find_video, read_samples
 from videollava.mm_utils import load_video, prepare_prompt, prepare_video, tokenizer_image_token
-from videollava.model.builder import load_pretrained_model
+from videollava.model.builder import fingerprint, load_pretrained_model
 
 TEMPLATE = "llava_v1"
 MAX_NEW_TOKENS = 1024
@@ -71,8 +72,9 @@ def run_settings(options: argparse.Namespace, config: strategy.VTRConfig) -> dic
     names = ("model_path", "model_max_length", "num_samples", "num_chunks", "chunk_idx")
     files = {name: getattr(options, name) for name in ("gt_file_question", "gt_file_answers")}
     digests = {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
+    weights = fingerprint(find_folder(options.model_path, options.cache_dir))
     pruning = asdict(config) if config.enabled else {"enabled": False}
-    return {name: getattr(options, name) for name in names} | digests | pruning
+    return {name: getattr(options, name) for name in names} | digests | {"weights": weights} | pruning
 
 
 class Answerer:
