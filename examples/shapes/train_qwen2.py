@@ -65,7 +65,7 @@ class Qwen2Student(qwen.QwenStudent):
 
 def main() -> None:
     """Train and export."""
-    options = training.options(__doc__)
+    options = training.options(__doc__, answer_steps=1950)
     torch.manual_seed(0)
     training.Run(Qwen2Student(load_processor(Path(options.work))), options).train()
 

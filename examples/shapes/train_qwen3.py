@@ -71,7 +71,7 @@ class Qwen3Student(qwen.QwenStudent):
 
 def main() -> None:
     """Train and export."""
-    options = training.options(__doc__)
+    options = training.options(__doc__, answer_steps=1750)
     torch.manual_seed(0)
     training.Run(Qwen3Student(load_processor(Path(options.work))), options).train()
 

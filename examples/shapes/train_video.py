@@ -89,7 +89,7 @@ class VideoStudent(train_llava.LlavaStudent):
 
 def main() -> None:
     """Train and export."""
-    options = training.options(__doc__, batch=32)
+    options = training.options(__doc__, batch=32, answer_steps=2434)
     torch.manual_seed(0)
     training.Run(VideoStudent(train_llava.load_tokenizer(Path(options.work), asked)), options).train()
 
