@@ -6,7 +6,7 @@ so nothing inside the layer loop waits for the device.
 
 from __future__ import annotations
 
-import weakref
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +26,9 @@ from strategy.record import RunRecord, Stage
 
 # Where an attached model and its decoder keep their engine, so that it lives as long as they do.
 ATTRIBUTE = "_pruning_engine"
+# Where a cache keeps what it no longer shows of its prompt, so that its copies keep it too.
+PRUNED = "_pruned_prompt"
+INPUTS = ("input_ids", "inputs_embeds")  # what the tokens of a call are given as, one or the other
 
 
 def attach(model: nn.Module, config: VTRConfig, backbone: str | None = None, layout: Layout | None = None) -> RunRecord:
@@ -33,8 +36,7 @@ def attach(model: nn.Module, config: VTRConfig, backbone: str | None = None, lay
 
     model: a model of a known backbone; or its bare text decoder, with `layout`, for each sample a list of
     (start, (T, H, W)), see `Span`, and with `backbone` where the decoder's class serves several. Raises ValueError for
-    an unknown model, a configuration that does not fit the decoder, a model that is attached already, or
-    one whose decoder is spread over several devices.
+    an unknown model, a configuration that does not fit the decoder, or a model that is attached already.
     """
     family = find_backbone(model, backbone)
     bare = isinstance(model, family.decoders)
@@ -43,9 +45,6 @@ def attach(model: nn.Module, config: VTRConfig, backbone: str | None = None, lay
     decoder = model if bare else family.decoder(model)
     if hasattr(decoder, ATTRIBUTE):
         raise ValueError(f"this {type(model).__name__} is being pruned already: detach it first")
-    devices = {str(parameter.device) for parameter in decoder.parameters()}
-    if len(devices) > 1:
-        raise ValueError(f"the decoder lies on {', '.join(sorted(devices))}: only one device is supported so far")
     engine = Engine(model, decoder, family, config, layout)
     for module in (model, decoder):
         setattr(module, ATTRIBUTE, engine)
@@ -72,6 +71,17 @@ def prune(
         detach(model)
 
 
+class Call(threading.local):
+    """What a thread's forward call leaves for its later hooks; threads that share a model do not share it."""
+
+    layout: Layout | None = None
+    prefill: Prefill | None = None
+
+    def __reduce__(self) -> tuple[type[Call], tuple[()]]:
+        # A copy of a model is in no forward call.
+        return Call, ()
+
+
 class Engine:
     """The hooks on one model, and the record they write."""
 
@@ -82,9 +92,7 @@ class Engine:
         self.strategy = registry.get(config.strategy)(config) if config.enabled else None
         self.plan = self.strategy.plan(backbone.facts(decoder)) if self.strategy else None
         self.record = RunRecord(config.strategy if config.enabled else "unpruned", len(decoder.layers), self.plan)
-        self.layout: Layout | None = None
-        self.prefill: Prefill | None = None
-        self.pruned: weakref.WeakKeyDictionary[Any, Pruned] = weakref.WeakKeyDictionary()
+        self.call = Call()
         self.handles: list[RemovableHandle] = []
         entry = decoder if isinstance(model, backbone.decoders) else backbone.entry(model)
         self.handles.append(entry.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -103,7 +111,9 @@ class Engine:
             handles.append(layer.register_forward_pre_hook(self._narrow, with_kwargs=True))
         if self.plan:
             stage = self.plan.layers.index(number + 1) if number + 1 in self.plan.layers else None
-            handles.append(layer.register_forward_hook(self._after(number, stage), with_kwargs=True))
+            # First, so that whoever records hidden states, as transformers 5 does by hooks, sees what is left.
+            after = self._after(number, stage)
+            handles.append(layer.register_forward_hook(after, with_kwargs=True, prepend=True))
         return handles
 
     def remove(self) -> None:
@@ -118,36 +128,52 @@ class Engine:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
         """Read a new prompt's layout; place what follows a pruned one where it would stand without pruning."""
         tokens, cache = _tokens(args, call), call.get("past_key_values")
-        if not kv.length(cache):
-            self.layout = self.backbone.layout(self.model, call) if self.fixed_layout is None else self.fixed_layout
+        held = kv.length(cache)
+        if not held:
+            self.call.layout = (
+                self.backbone.layout(self.model, call) if self.fixed_layout is None else self.fixed_layout
+            )
             return None
-        prompt = self._prompt_of(cache, len(tokens))
-        if prompt is not None and call.get("position_ids") is None:
-            later = kv.length(cache) - prompt.real.shape[1]
-            new = torch.arange(later, later + tokens.shape[1], device=tokens.device)
-            call["position_ids"] = prompt.position + new
+        prompt = self._prompt_of(cache, tokens)
+        if prompt is None:
+            return None
+        mask, new, before = call.get("attention_mask"), tokens.shape[1], held - prompt.real.shape[1]
+        # By hand nobody gives these; `generate` does, and its positions count wrong on a pruned cache.
+        generating = call.get("cache_position") is not None
+        later = torch.arange(before + new, device=tokens.device)[None]
+        if mask is not None and mask.dim() == 2:
+            gone = prompt.prompt - prompt.real.shape[1]
+            if generating and mask.shape[1] == held + new and gone < new:
+                # `generate` hands over all that the cache does not hold, not knowing that some of it was pruned.
+                new -= gone
+                call |= {name: call[name][:, -new:] for name in INPUTS if call.get(name) is not None}
+            later = mask[:, prompt.prompt :].long().cumsum(1) - 1
+        if generating or call.get("position_ids") is None:
+            call["position_ids"] = prompt.position + later[:, -new:].clamp(min=0)
         return args, call
 
-    def _prompt_of(self, cache: Any, batch: int) -> Pruned | None:
-        """The pruned prompt in a cache that now holds so many samples."""
-        prompt = None if isinstance(cache, tuple) else self.pruned.get(cache)
-        return prompt and prompt.repeat(batch)
+    def _prompt_of(self, cache: Any, tokens: Tensor) -> Pruned | None:
+        """The pruned prompt in a cache that now holds as many samples as there are rows of tokens."""
+        prompt: Pruned | None = getattr(cache, PRUNED, None)
+        return prompt and prompt.fit(len(tokens), tokens.device)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
         tokens, cache = _tokens(args, call), call.get("past_key_values")
         if kv.length(cache):
             return self._continue(args, call, cache, tokens)
-        layout, self.layout = self.layout, None
+        if hasattr(cache, PRUNED):  # emptied to be used again
+            delattr(cache, PRUNED)
+        layout, self.call.layout = self.call.layout, None
         if layout is not None and any(layout):
             mask, positions = call.get("attention_mask"), call.get("position_ids")
-            self.prefill = Prefill.start(layout, tokens, mask, positions)
+            state = self.call.prefill = Prefill.start(layout, tokens, mask, positions)
             if self.plan:
-                self.prefill.added = self.backbone.added(call)
+                state.added = self.backbone.added(call)
         return args, call
 
     def _continue(self, args: tuple[Any, ...], call: dict[str, Any], cache: Any, tokens: Tensor) -> Any:
         """Fit a later call's mask, as long as the whole prompt and all that follows it, to a pruned cache."""
-        prompt = self._prompt_of(cache, len(tokens))
+        prompt = self._prompt_of(cache, tokens)
         if prompt is None:
             return None
         held, new, real = kv.length(cache), tokens.shape[1], prompt.real
@@ -166,11 +192,11 @@ class Engine:
         return args, call
 
     def _keep_reference(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.prefill is not None:
-            self.prefill.reference = args[0]
+        if self.call.prefill is not None:
+            self.call.prefill.reference = args[0]
 
     def _narrow(self, layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
-        state = self.prefill
+        state = self.call.prefill
         if state is None or state.index is None:
             return None
         mask_4d = "flash" not in self.decoder.config._attn_implementation
@@ -183,11 +209,12 @@ class Engine:
         """The hook that prunes behind a layer, if that is a stage, and then adds what the stock loop would add."""
 
         def hook(layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> Any:
-            state = self.prefill
+            state = self.call.prefill
             if state is None:
                 return None
             hidden, *others = output if isinstance(output, tuple) else (output,)
             if stage is not None:
+                state.move(hidden.device)
                 with torch.no_grad():
                     hidden = self._prune(state, number, stage, args[0], call, hidden)
             if number < len(state.added):
@@ -210,7 +237,9 @@ class Engine:
             if kept < group.number.shape[1]:
                 view = self._view(state, group, number, stage, before, call, hidden)
                 # A stable sort breaks ties the same way on every device, which top-k does not.
-                order = self.strategy.score(view).float().sort(dim=1, descending=True, stable=True).indices
+                scores = self.strategy.score(view).float()
+                state.finite = state.finite & ~scores.isnan().any() & view.features.isfinite().all()
+                order = scores.sort(dim=1, descending=True, stable=True).indices
                 stay = group.keep(order[:, :kept].sort(dim=1).values)
             else:
                 stay = torch.arange(group.left.shape[1], device=hidden.device).expand(len(group.samples), -1)
@@ -234,15 +263,16 @@ class Engine:
 
         def attention(rows: Tensor) -> Tensor:
             keys = None if cache is None else state.of(group, kv.read(cache, number)[0])
-            cos, sin = self.backbone.rotary(layer, call)
+            # Where layers lie on several devices, a layer's arguments may come from that of another.
+            cos, sin = (state.of(group, table.to(hidden.device)) for table in self.backbone.rotary(layer, call))
             mask = call.get("attention_mask")
             weights = attention_rows(
                 layer,
-                state.of(group, before),
+                state.of(group, before.to(hidden.device)),
                 rows,
-                (state.of(group, cos), state.of(group, sin)),
+                (cos, sin),
                 keys,
-                None if mask is None else state.of(group, mask),
+                None if mask is None else state.of(group, mask.to(hidden.device)),
             )
             return weights.gather(3, visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
 
@@ -261,9 +291,14 @@ class Engine:
 
     def _finish(self, layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> None:
         """Trim the cache of every layer to what is left at the end, and close the record."""
-        state, cache = self.prefill, _cache_of(call)
+        state, cache = self.call.prefill, _cache_of(call)
         if state is None:
             return
+        if not state.finite:
+            raise ValueError(
+                "the features of visual tokens are not finite, or their scores are NaN: look at the pictures and "
+                "the weights, or compute in bfloat16 or float32, which overflow later than float16"
+            )
         visual = [group.whole for group in state.groups for _ in group.samples if group.whole]
         self.record.add_stages(visual, state.stages)
         if cache is None:
@@ -275,15 +310,16 @@ class Engine:
             before = sum(s.layer <= number and s.after < s.before for s in state.stages)
             places = state.cache_places(before)
             if places is not None:
+                places = places.to(keys.device)
                 keys, values = (tensor.take_along_dim(places[:, None, :, None], 2) for tensor in (keys, values))
                 kv.write(cache, number, keys, values)
             size += keys.nbytes + values.nbytes
         self.record.add_cache(len(visual), kv.length(cache), size / len(state.real))
         if (pruned := state.pruned()) is not None:
-            self.pruned[cache] = pruned
+            setattr(cache, PRUNED, pruned)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.prefill = None
+        self.call.prefill = None
 
 
 def _tokens(args: tuple[Any, ...], call: dict[str, Any]) -> Tensor:

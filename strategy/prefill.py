@@ -51,7 +51,8 @@ class Prefill:
     [B, 1], the position id of the token that will follow the prompt. takes: for each prune, the places
     [B, L] in the sequence before it of what is left. index: [B, L], what is left, as indices of the whole
     prompt; None while everything is. padding: [B, L], True where a sample that lost more than another was
-    filled up on the left; None if nowhere. added: see `Backbone.added`.
+    filled up on the left; None if nowhere. added: see `Backbone.added`. finite: whether all scores and
+    the features they were made from were, a tensor once there were any.
     """
 
     groups: list[Group]
@@ -63,6 +64,7 @@ class Prefill:
     padding: Tensor | None = None
     reference: Tensor | None = None
     added: list[Tensor] = field(default_factory=list)
+    finite: Tensor | bool = True
     narrowed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
 
@@ -105,6 +107,18 @@ class Prefill:
         position = positions.reshape(-1, *positions.shape[-2:])[-1].take_along_dim(last, 1) + 1
         return cls(groups, real, last, position)
 
+    def move(self, device: torch.device) -> None:
+        """Go on on another device, that of the layers to come; does nothing if it is the same."""
+        if device == self.real.device:
+            return
+        for holder in (self, *self.groups):
+            for name, value in vars(holder).items():
+                if isinstance(value, Tensor):
+                    setattr(holder, name, value.to(device))
+        for group in self.groups:
+            group.on_grid = tuple(tensor.to(device) for tensor in group.on_grid)
+        self.takes = [take.to(device) for take in self.takes]
+
     def of(self, group: Group, tensor: Tensor) -> Tensor:
         """The group's samples of a tensor [B or 1, ...]."""
         return tensor if len(self.groups) == 1 or len(tensor) == 1 else tensor[group.rows]
@@ -146,11 +160,12 @@ class Prefill:
 
     def _narrow(self, name: str, given: Any, mask_4d: bool) -> Any:
         assert self.index is not None
-        index = self.index
         if name == "attention_mask":
             return self._narrow_mask(given, mask_4d)
         if given is None:
             return None
+        # Where layers lie on several devices, their arguments stay where the prompt was.
+        index = self.index.to(given[0].device)
         if name == "cache_position":
             return given[: index.shape[1]]
         if name == "position_ids":
@@ -159,7 +174,8 @@ class Prefill:
 
     def _narrow_mask(self, given: Tensor | None, mask_4d: bool) -> Tensor | None:
         assert self.index is not None
-        index, padding = self.index, self.padding
+        place = self.index.device if given is None else given.device
+        index, padding = self.index.to(place), None if self.padding is None else self.padding.to(place)
         if given is None:
             if padding is None:
                 return None
@@ -195,7 +211,7 @@ class Prefill:
 
     def left(self, tensor: Tensor) -> Tensor:
         """What is left of a tensor [B, S, C] over the whole prompt."""
-        return tensor if self.index is None else rows_of(tensor, self.index)
+        return tensor if self.index is None else rows_of(tensor, self.index.to(tensor.device))
 
 
 class Pruned(NamedTuple):
@@ -209,12 +225,12 @@ class Pruned(NamedTuple):
     position: Tensor
     real: Tensor
 
-    def repeat(self, batch: int) -> "Pruned":
-        """The same for a cache whose samples were repeated, each one in place, up to `batch`."""
+    def fit(self, batch: int, device: torch.device) -> "Pruned":
+        """The same on a device, for a cache whose samples were repeated, each one in place, up to `batch`."""
         copies = batch // len(self.real)
-        if copies == 1:
+        if copies == 1 and self.real.device == device:
             return self
-        return Pruned(self.prompt, *(tensor.repeat_interleave(copies, 0) for tensor in self[1:]))
+        return Pruned(self.prompt, *(tensor.to(device).repeat_interleave(copies, 0) for tensor in self[1:]))
 
 
 class Frames(NamedTuple):

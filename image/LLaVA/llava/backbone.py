@@ -1,8 +1,10 @@
 """What the pruning engine needs to know of LLaVA."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import LlamaModel
@@ -10,6 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from llava.model.llava_llama import LlavaLlamaForCausalLM
 from strategy import Backbone, Layout, register_backbone
+from strategy.cache import length as cache_length
 
 
 class LlamaBackbone(Backbone):
@@ -32,22 +35,28 @@ class LlamaBackbone(Backbone):
         return tuple(table[positions] for table in tables)
 
     def extra_hooks(self, decoder: Any) -> list[RemovableHandle]:
-        seen = 0
+        # By thread, since each may be in a forward call of its own.
+        here = threading.local()
 
         def begin(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
-            nonlocal seen
             cache = call.get("past_key_values")
             wanted = call.get("use_cache")
             if cache is None and (decoder.config.use_cache if wanted is None else wanted):
                 # The tuple this Llama makes of old does not tell how many tokens it saw, only what it holds.
                 cache = DynamicCache()
             tokens = call["input_ids"] if call.get("inputs_embeds") is None else call["inputs_embeds"]
-            seen = getattr(cache, "seen_tokens", 0) + tokens.shape[1]
+            here.seen = getattr(cache, "seen_tokens", 0) + tokens.shape[1]
+            held, new, mask = cache_length(cache), tokens.shape[1], call.get("attention_mask")
+            flash = decoder.config._attn_implementation == "flash_attention_2"
+            if held and new > 1 and mask is not None and mask.dim() == 2 and not flash:
+                # Under sdpa this Llama cannot pad several tokens that follow a cache.
+                causal = torch.ones(new, held + new, dtype=decoder.dtype, device=mask.device).tril(held)
+                call["attention_mask"] = mask[:, None, None] * causal
             return args, call | {"past_key_values": cache}
 
         def whole_table(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
             # This Llama cuts its rotary table to the cache's length, but kept tokens keep their positions.
-            return args, call | {"seq_len": max(call["seq_len"], module.max_seq_len_cached, seen)}
+            return args, call | {"seq_len": max(call["seq_len"], module.max_seq_len_cached, here.seen)}
 
         tables = [layer.self_attn.rotary_emb for layer in decoder.layers]
         return [

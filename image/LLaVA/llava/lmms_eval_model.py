@@ -1,6 +1,6 @@
 """The lmms-eval model `llava_vtr`: LLaVA-1.5, pruned by any strategy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from transformers.cache_utils import DynamicCache
 import strategy
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
-from llava.mm_utils import process_images, tokenizer_image_token
+from llava.mm_utils import pad_left, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from strategy.config import check_names, field_names
+from strategy.unreadable import Unreadable, answer_readable
 
 # What `--model_args` may hold besides the pruning knobs, with the values it has if it does not.
 ARGUMENTS: dict[str, Any] = {
@@ -66,7 +67,18 @@ class LlavaVTR(lmms):
             raise SystemExit(f"llava_vtr: {error}") from None
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answer each request, in order."""
+        """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
+        return self._answer(requests, self._generate_all, "")
+
+    def _answer(self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]], nothing: Any) -> Any:
+        try:
+            answers = answer_readable(self, requests, answer, nothing, lambda told: logger.error(f"llava_vtr: {told}"))
+        except ValueError as error:
+            raise SystemExit(f"llava_vtr: {error}") from None
+        logger.info(f"llava_vtr {self.record.summary()}")
+        return answers
+
+    def _generate_all(self, requests: list[Instance]) -> list[str]:
         # Requests with the same generation arguments share a batch, long prompts first.
         collator = Collator(
             [request.args for request in requests], lambda args: (-len(args[0]), args[0]), grouping=True
@@ -75,10 +87,12 @@ class LlavaVTR(lmms):
         with tqdm(total=len(requests), desc="Model Responding", disable=self.rank != 0) as bar:
             for chunk in collator.get_batched(n=self.batch_size):
                 contexts, arguments, doc_to_visual, doc_ids, tasks, splits = zip(*chunk, strict=True)
-                pictures = [self._pictures(*place) for place in zip(doc_to_visual, tasks, splits, doc_ids, strict=True)]
+                pictures = [
+                    self._pictures(give, self.task_dict[task][split][doc_id])
+                    for give, task, split, doc_id in zip(doc_to_visual, tasks, splits, doc_ids, strict=True)
+                ]
                 answers += self._generate(contexts, pictures, dict(arguments[0]))
                 bar.update(len(chunk))
-        logger.info(f"llava_vtr {self.record.summary()}")
         return collator.get_original(answers)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -86,36 +100,39 @@ class LlavaVTR(lmms):
 
         lmms-eval takes the smallest number for the best, so this is the loss as its own models return it.
         The prompt alone is prefilled and pruned, as in generation; the continuation follows on the cache.
+        One with an unreadable picture is named, and its loss is infinite: a choice among such falls on the first.
         """
+        return self._answer(requests, self._score_all, (float("inf"), False))
+
+    def _score_all(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         results = []
         for request in tqdm(requests, desc="Model Responding", disable=self.rank != 0):
             context, doc_to_target, doc_to_visual, doc_id, task, split = request.args
-            target = (
-                doc_to_target if isinstance(doc_to_target, str) else doc_to_target(self.task_dict[task][split][doc_id])
-            )
-            pictures = self._pictures(doc_to_visual, task, split, doc_id)
+            document = self.task_dict[task][split][doc_id]
+            pictures = self._pictures(doc_to_visual, document)
+            if isinstance(document, Unreadable):
+                results.append((float("inf"), False))
+                continue
+            target = doc_to_target if isinstance(doc_to_target, str) else doc_to_target(document)
             prompt = self._tokenize(context, len(pictures), None)
             continuation = self._tokenize(context, len(pictures), target)[len(prompt) :].to(self.model.device)
             if not len(continuation):
                 raise SystemExit(f"llava_vtr: task {task}, question {doc_id}: nothing to score, the target is empty")
             results.append(self._score(prompt, pictures, continuation))
-        logger.info(f"llava_vtr {self.record.summary()}")
         return results
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not supported: LLaVA-1.5 is evaluated in single turns."""
         raise NotImplementedError("llava_vtr answers single questions; tasks of several rounds are not supported")
 
-    def _pictures(self, doc_to_visual: Any, task: str, split: str, doc_id: int) -> list[Image.Image]:
-        try:
-            visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
-            return [visual.convert("RGB") for visual in visuals]
-        except (OSError, ValueError, SyntaxError) as error:
-            raise SystemExit(f"llava_vtr: task {task}, question {doc_id}: unreadable image ({error})") from error
+    def _pictures(self, doc_to_visual: Callable[[Any], Any], document: Any) -> list[Image.Image]:
+        return [visual.convert("RGB") for visual in doc_to_visual(document) or []]
 
     def _tokenize(self, context: str, pictures: int, answer: str | None) -> Tensor:
-        if DEFAULT_IMAGE_TOKEN not in context:
-            context = " ".join([DEFAULT_IMAGE_TOKEN] * pictures) + "\n" * bool(pictures) + context
+        if not pictures:
+            context = context.replace(DEFAULT_IMAGE_TOKEN, "")
+        elif DEFAULT_IMAGE_TOKEN not in context:
+            context = " ".join([DEFAULT_IMAGE_TOKEN] * pictures) + "\n" + context
         conversation = self.template.copy()
         conversation.append_message(conversation.roles[0], context)
         conversation.append_message(conversation.roles[1], answer)
@@ -138,9 +155,7 @@ class LlavaVTR(lmms):
         else:
             options.pop("top_p", None)
         prompts = [self._tokenize(text, len(own), None) for text, own in zip(contexts, pictures, strict=True)]
-        ids = torch.nn.utils.rnn.pad_sequence([prompt.flip(0) for prompt in prompts], batch_first=True).flip(1)
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        mask = torch.arange(ids.shape[1]).flip(0) < lengths[:, None]
+        ids, mask = pad_left(prompts)
         new = self.model.generate(
             ids,
             images=self._pixels([picture for own in pictures for picture in own]),

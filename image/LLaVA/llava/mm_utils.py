@@ -1,10 +1,12 @@
 """Pictures and prompts made ready for the model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessor, PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -56,3 +58,13 @@ def get_model_name_from_path(model_path: str) -> str:
     """The model's name in a folder or hub id; a `checkpoint-N` folder also names its parent."""
     parts = model_path.strip("/").split("/")
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+
+
+def pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Lay prompts [length] side by side, filled up with 0 on the left.
+
+    Returns token ids [B, S] and a mask [B, S], False where they were filled up.
+    """
+    ids = pad_sequence([prompt.flip(0) for prompt in prompts], batch_first=True).flip(1)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return ids, torch.arange(ids.shape[1]).flip(0) < lengths[:, None]

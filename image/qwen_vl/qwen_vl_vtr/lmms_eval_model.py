@@ -1,16 +1,23 @@
 """What pruning adds to lmms-eval's own wrappers of the Qwen models."""
 
 import inspect
+import re
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lmms_eval.api.instance import Instance
 from loguru import logger
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
 import strategy
 from strategy.config import check_names, field_names
+from strategy.unreadable import answer_readable
+
+# What transformers raises for a configuration with values of the wrong kind.
+MISFITS = (TypeError, AttributeError, KeyError, ZeroDivisionError)
 
 
 class PrunedQwen:
@@ -33,8 +40,10 @@ class PrunedQwen:
             arguments.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
             arguments.setdefault("device_map", arguments["device"])
             if "pretrained" in arguments:
-                _refuse_own_code(arguments["pretrained"])
+                check_checkpoint(arguments["pretrained"])
             super().__init__(**arguments)
+            # Answers follow the prompt, so what fills it up comes before; the wrappers leave that to the checkpoint.
+            self.tokenizer.padding_side = self.processor.tokenizer.padding_side = "left"
             if self.model.device.type == "cpu":
                 # The wrappers load half precision, which most CPUs only emulate.
                 self.model.float()
@@ -42,17 +51,53 @@ class PrunedQwen:
         except (ValueError, OSError) as error:
             # lmms-eval would bury this under its own traceback.
             raise SystemExit(f"{self.model_id}: {error}") from None
-        except SafetensorError as error:
-            raise SystemExit(f"{self.model_id}: {arguments['pretrained']}: broken weights ({error})") from None
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (SafetensorError, UnpicklingError, RuntimeError, *MISFITS) as error:
+            reason, named = " ".join(str(error).split()), arguments.get("pretrained", "the default checkpoint")
+            raise SystemExit(f"{self.model_id}: {named}: broken weights or configuration ({reason})") from None
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
-        """Answer each request, in order."""
-        answers = super().generate_until(requests)
+        """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
+
+        def tell(told: str) -> None:
+            logger.error(f"{self.model_id}: {told}")
+
+        # The wrappers take a whole batch for the first question's task.
+        places: dict[tuple[str, str], list[int]] = {}
+        for number, request in enumerate(requests):
+            places.setdefault(tuple(request.args[-2:]), []).append(number)
+        answers: list[Any] = [""] * len(requests)
+        for numbers in places.values():
+            mine = answer_readable(self, [requests[n] for n in numbers], super().generate_until, "", tell)
+            for number, said in zip(numbers, mine, strict=True):
+                answers[number] = said
         logger.info(f"{self.model_id} {self.record.summary()}")
         return answers
 
 
-def _refuse_own_code(pretrained: str) -> None:
-    # lmms-eval's Qwen3-VL wrapper would run code that comes with a checkpoint.
-    if "auto_map" in PretrainedConfig.get_config_dict(pretrained)[0]:
+def check_checkpoint(pretrained: str) -> None:
+    """Refuse a checkpoint that brings its own code, or a folder without weights for all its layers.
+
+    Raises ValueError. transformers would leave random what it has no weights for, and begin to build any
+    number of layers; lmms-eval's Qwen3-VL wrapper would run the code.
+    """
+    config = PretrainedConfig.get_config_dict(pretrained)[0]
+    if "auto_map" in config:
         raise ValueError(f"{pretrained} brings its own code (auto_map in config.json), which is not run")
+    names = [name for file in Path(pretrained).glob("*.safetensors") for name in _names(file)]
+    if not names:
+        return
+    depths = {
+        "layers": config.get("text_config", config).get("num_hidden_layers"),
+        "blocks": config.get("vision_config", {}).get("depth"),
+    }
+    for kind, depth in depths.items():
+        found = {int(match[1]) for name in names if (match := re.search(rf"\b{kind}\.(\d+)\.", name))}
+        if depth is not None and (len(found), max(found, default=-1) + 1) != (depth, depth):
+            raise ValueError(f"{pretrained}: config.json says {depth} {kind}, but there are weights for {len(found)}")
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as tensors:
+        return list(tensors.keys())

@@ -1,6 +1,7 @@
 """Loading a checkpoint in LLaVA-1.5's original format."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPImageProcessor, LlamaTokenizer
+from torch import nn
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available
 
 from llava.model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
@@ -17,6 +19,7 @@ from llava.model.vision_tower import CLIPVisionTower
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 FILES = ["*.json", "*.model", "*.safetensors", "*.bin"]
 NEEDED = ("mm_vision_tower", "mm_hidden_size", "mm_vision_select_layer")
+LONGEST = 1 << 20  # positions, for each of which the decoder keeps its rotation
 # Buffers that older checkpoints hold although every model computes them itself.
 DERIVED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
@@ -75,10 +78,10 @@ def load_weights(
     device_map: str | dict[str, int | str] | None,
     attn_implementation: str,
 ) -> Any:
-    """A model with the weights of a folder; ValueError if they are damaged, too few or too many."""
-    found = {name for name in check_files(folder, "tokenizer.model") if not name.endswith(DERIVED)}
+    """A model with the weights of a folder; ValueError if they are damaged or do not fit the configuration."""
+    check_shapes(folder, lambda: model_class(config), config, check_files(folder, "tokenizer.model"))
     try:
-        model = model_class.from_pretrained(
+        return model_class.from_pretrained(
             folder,
             config=config,
             torch_dtype=dtype,
@@ -88,13 +91,35 @@ def load_weights(
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: the weights cannot be loaded: {error}") from error
-    # transformers 4.37 takes the tensors of a model that is not yet in memory for tied ones, and then
-    # reports no missing key; so the names are compared here.
-    wanted = set(model.state_dict())
-    if wanted != found:
-        missing, left_over = sorted(wanted - found) or "none", sorted(found - wanted) or "none"
+
+
+def check_shapes(
+    folder: Path, build: Callable[[], nn.Module], config: PretrainedConfig, found: dict[str, tuple[int, ...]]
+) -> None:
+    """Compare weights with what `build` makes of a configuration; ValueError if they differ.
+
+    Nothing is allocated for it: a configuration may say anything. It also tells of missing weights, which
+    transformers 4.37 does not when a model is not yet in memory.
+    """
+    found = {name: shape for name, shape in found.items() if not name.endswith(DERIVED)}
+    layers, longest = config.num_hidden_layers, getattr(config, "max_position_embeddings", 0)
+    whole = isinstance(layers, int) and isinstance(longest, int)
+    if not whole or not 0 < layers <= len(found) or longest > LONGEST:
+        raise ValueError(
+            f"{folder}: config.json says num_hidden_layers={layers} and max_position_embeddings={longest}: there "
+            f"are {len(found)} weights, and up to {LONGEST} positions are supported"
+        )
+    try:
+        with torch.device("meta"):
+            wanted = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{folder}: there is no model of such a configuration: {error}") from error
+    missing, left_over = sorted(set(wanted) - set(found)) or "none", sorted(set(found) - set(wanted)) or "none"
+    if set(wanted) != set(found):
         raise ValueError(f"{folder}: the weights do not fit config.json: missing {missing}, left over {left_over}")
-    return model
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise ValueError(f"{folder}: the weights do not fit config.json: {name} is {found[name]}, not {shape}")
 
 
 def load_tokenizer(folder: Path) -> LlamaTokenizer:
@@ -184,6 +209,8 @@ def check_files(folder: Path, *others: str) -> dict[str, tuple[int, ...]]:
                     shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
             else:
                 tensors = torch.load(file, map_location="meta", weights_only=True)
+                if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+                    raise RuntimeError("want names with tensors")
                 shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         except (SafetensorError, RuntimeError, EOFError, UnpicklingError) as error:
             reason = str(error).splitlines()[0]
@@ -195,8 +222,22 @@ def load_tower(folder: Path, config: LlavaConfig, dtype: torch.dtype) -> CLIPVis
     """The vision tower that a configuration names: a folder in the checkpoint, any folder, or a hub id."""
     inside = folder / config.mm_vision_tower
     tower = inside if inside.is_dir() else find_folder(config.mm_vision_tower)
-    check_files(tower, "config.json", "preprocessor_config.json")
+    check_tower(tower, check_files(tower, "config.json", "preprocessor_config.json"))
     try:
         return CLIPVisionTower(tower, config.mm_vision_select_layer, dtype)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{tower}: the vision tower cannot be loaded: {error}") from error
+
+
+def tower_config(folder: Path) -> CLIPVisionConfig:
+    """The vision part of a CLIP's configuration in a folder; ValueError if it is missing or damaged."""
+    values = read_json(folder / "config.json")
+    return CLIPVisionConfig.from_dict(values.get("vision_config", values))
+
+
+def check_tower(folder: Path, found: dict[str, tuple[int, ...]]) -> CLIPVisionConfig:
+    """The configuration of a CLIP's vision part in a folder; ValueError if the weights found there do not fit it."""
+    config = tower_config(folder)
+    own = {name: shape for name, shape in found.items() if name.startswith("vision_model.")}
+    check_shapes(folder, lambda: CLIPVisionModel(config), config, own)
+    return config

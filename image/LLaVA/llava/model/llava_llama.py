@@ -93,7 +93,9 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         Raises ValueError if the prompts ask for more or fewer pictures than there are.
         """
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
-        prompts = [ids[keep] for ids, keep in zip(input_ids, real.bool(), strict=True)]
+        # Padding on either side goes; what lies between the turns of a conversation stays, as the cache has it.
+        spread = [(int(row.argmax()), row.shape[0] - int(row.flip(0).argmax())) for row in real.bool().int()]
+        prompts = [ids[first:end] for ids, (first, end) in zip(input_ids, spread, strict=True)]
         wanted = sum(int((ids == IMAGE_TOKEN_INDEX).sum()) for ids in prompts)
         visuals = [] if images is None or len(images) == 0 else self.encode(images)
         there = sum(len(visual.parts) for visual in visuals)
@@ -101,9 +103,10 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
             raise ValueError(f"the prompts have {wanted} image tokens, but {there} images were given")
         embed = self.get_input_embeddings()
         queue = ((visual, number, part) for visual in visuals for number, part in enumerate(visual.parts))
-        rows, layout = [], []
-        for ids in prompts:
+        rows, masks, layout = [], [], []
+        for ids, here, (first, _) in zip(prompts, real, spread, strict=True):
             parts: list[Tensor] = []
+            seen: list[Tensor] = []
             spans: list[Span] = []
             borders = [-1, *(ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids)]
             for number, (before, at) in enumerate(itertools.pairwise(borders)):
@@ -114,16 +117,19 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
                         spans[-1] = spans[-1]._replace(start=(*spans[-1].start, start))
                     else:
                         spans.append(Span((start,), visual.grid, visual.lead))
-                    parts.append(part)
+                    parts.append(part.to(embed.weight.device))
+                    seen.append(here.new_ones(len(part)))
                 parts.append(embed(ids[before + 1 : at]))
+                seen.append(here[first + before + 1 : first + at])
             rows.append(torch.cat(parts))
+            masks.append(torch.cat(seen))
             layout.append(spans)
         length = max(map(len, rows))
         embeddings = rows[0].new_zeros(len(rows), length, rows[0].shape[-1])
         mask = torch.zeros(len(rows), length, dtype=torch.long, device=embeddings.device)
         for number, (row, spans) in enumerate(zip(rows, layout, strict=True)):
             pad = length - len(row)
-            embeddings[number, pad:], mask[number, pad:] = row, 1
+            embeddings[number, pad:], mask[number, pad:] = row, masks[number]
             layout[number] = [span._replace(start=tuple(pad + start for start in span.start)) for span in spans]
         return embeddings, mask, layout
 
@@ -184,11 +190,10 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         """Continue prompts [B, S]; returns the new tokens only.
 
         inputs (or input_ids=): token ids with `IMAGE_TOKEN_INDEX` for each picture. Everything else is as
-        in transformers' `generate`, but that it cannot start from a cache. Raises ValueError for that, and
-        if prompts and pictures do not match.
+        in transformers' `generate`: with the cache of an earlier call as past_key_values, the inputs are the
+        whole conversation so far, and the images all that are in it. Raises ValueError if prompts and
+        pictures do not match.
         """
-        if kwargs.get("past_key_values") is not None:
-            raise ValueError("generate starts from a prompt: to go on from a cache, call the model itself")
         inputs = kwargs.pop("input_ids", inputs)
         if inputs is None:
             raise ValueError("generate needs the prompts' token ids, as inputs or input_ids")
@@ -208,16 +213,17 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Arguments of the next forward call of `generate`."""
-        call = {"attention_mask": attention_mask, "use_cache": use_cache}
-        if past_key_values is not None:
-            last = positions(attention_mask)[:, -1:]
-            return call | {"input_ids": input_ids[:, -1:], "past_key_values": past_key_values, "position_ids": last}
+        call = {"attention_mask": attention_mask, "use_cache": use_cache, "past_key_values": past_key_values}
+        # The count of tokens seen, unlike the cache's length, has those that were pruned in it.
+        new = attention_mask.shape[1] - getattr(past_key_values, "seen_tokens", cache_length(past_key_values))
+        call["position_ids"] = positions(attention_mask)[:, -new:]
+        if new <= input_ids.shape[1]:
+            return call | {"input_ids": input_ids[:, -new:]}
         if input_ids.shape[1]:
             inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(input_ids)], dim=1)
         beams = len(inputs_embeds) // len(visual_layout)
         return call | {
-            "inputs_embeds": inputs_embeds,
-            "position_ids": positions(attention_mask),
+            "inputs_embeds": inputs_embeds[:, -new:],
             "visual_layout": [spans for spans in visual_layout for _ in range(beams)],
         }
 

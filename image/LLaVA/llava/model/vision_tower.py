@@ -11,15 +11,13 @@ class CLIPVisionTower(nn.Module):
     """A frozen CLIP vision model, read at one of its hidden layers.
 
     folder: with a CLIP vision model and its image processor. select_layer: index into the hidden states,
-    as in `mm_vision_select_layer`. Raises ValueError for missing weights and for a layer there is not.
+    as in `mm_vision_select_layer`. Raises ValueError for a layer there is not.
     """
 
     def __init__(self, folder: Path, select_layer: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.image_processor = CLIPImageProcessor.from_pretrained(folder)
-        self.vision_tower, report = CLIPVisionModel.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
-        if report["missing_keys"]:
-            raise ValueError(f"{folder}: the weights do not fit config.json: missing {report['missing_keys']}")
+        self.vision_tower = CLIPVisionModel.from_pretrained(folder, torch_dtype=dtype)
         depth = self.vision_tower.config.num_hidden_layers
         if not -depth - 1 <= select_layer <= depth:
             raise ValueError(f"mm_vision_select_layer={select_layer}: the tower in {folder} has {depth} layers")

@@ -8,13 +8,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer
 
 from llava.model.builder import (
     check_files,
+    check_tower,
     find_device,
     find_folder,
     load_tokenizer,
     load_weights,
     read_config,
-    read_json,
     refuse_unsupported,
+    tower_config,
 )
 from llava.model.llava_llama import LlavaConfig
 from videollava.model.tower import FrameTower, config_from_shapes
@@ -78,24 +79,17 @@ def inside_config(
     return tower_config(beside) if beside.is_dir() else config_from_shapes(shapes, prefix)
 
 
-def tower_config(folder: Path) -> CLIPVisionConfig:
-    """The vision part of a CLIP's configuration in a folder; ValueError if it is missing or damaged."""
-    values = read_json(folder / "config.json")
-    return CLIPVisionConfig.from_dict(values.get("vision_config", values))
-
-
 def load_tower(folder: Path, config: LlavaConfig, kind: str, cache_dir: str | None) -> FrameTower:
     """The tower that the configuration names: a folder in the checkpoint, any folder, or a hub id."""
     named = getattr(config, f"mm_{kind}_tower")
     place = folder / named if (folder / named).is_dir() else find_folder(named, cache_dir)
-    refuse_temporal(place, check_files(place, "config.json"))
-    own = tower_config(place)
+    shapes = check_files(place, "config.json")
+    refuse_temporal(place, shapes)
+    own = check_tower(place, shapes)
     try:
-        clip, report = CLIPVisionModel.from_pretrained(place, config=own, output_loading_info=True)
+        clip = CLIPVisionModel.from_pretrained(place, config=own)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{place}: the {kind} tower cannot be loaded: {error}") from error
-    if report["missing_keys"]:
-        raise ValueError(f"{place}: the weights do not fit config.json: missing {report['missing_keys']}")
     tower = FrameTower(kind, own, config.mm_vision_select_layer)
     tower.add_module(f"{kind}_tower", clip.vision_model)
     return tower.requires_grad_(False)

@@ -3,14 +3,17 @@
 import argparse
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import strategy
+from llava.mm_utils import pad_left
 from llava.model.builder import find_folder
 from strategy.config import field_names
 from videollava.constants import IMAGE_TOKEN_INDEX
@@ -48,6 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--num_samples", type=int, help="only the first so many questions; all if not given")
     data.add_argument("--num_chunks", type=int, default=1, help="parts the questions are split into")
     data.add_argument("--chunk_idx", type=int, default=0, help="the part to answer; the last to end joins them all")
+    data.add_argument("--batch_size", type=int, default=1, help="questions answered at a time")
     data.add_argument("--strict", action="store_true", help="stop at the first question that cannot be answered")
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", required=True, help="folder for the answers")
@@ -87,9 +91,8 @@ class Answerer:
         self.limit = options.model_max_length or context
         self.video_dir = options.video_dir
 
-    @torch.inference_mode()
-    def __call__(self, sample: Sample) -> str:
-        """The answer to one question; ValueError if its video is missing or cannot be decoded."""
+    def prepare(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Token ids and video of a question; ValueError if the video is missing or cannot be decoded."""
         tower = self.model.model.video_tower
         video = prepare_video(load_video(find_video(self.video_dir, sample.video)), tower.config.image_size)
         conversation = conv_templates[TEMPLATE].copy()
@@ -99,33 +102,55 @@ class Answerer:
         prompt = len(ids) + int((ids == IMAGE_TOKEN_INDEX).sum()) * tower.side**2
         if prompt >= self.limit:
             raise ValueError(f"the prompt has {prompt} tokens, --model_max_length allows {self.limit}")
+        return ids, video
+
+    @torch.inference_mode()
+    def __call__(self, prepared: Sequence[tuple[Tensor, Tensor]]) -> list[str]:
+        """The answers to prepared questions, all at once."""
+        prompts, videos = zip(*prepared, strict=True)
+        ids, mask = pad_left(prompts)
+        frames = (ids == IMAGE_TOKEN_INDEX).sum(1) * self.model.model.video_tower.side**2
+        room = [min(MAX_NEW_TOKENS, self.limit - int(prompt)) for prompt in mask.sum(1) + frames]
         new = self.model.generate(
-            ids[None],
-            images=[video],
+            ids,
+            images=list(videos),
+            attention_mask=mask,
             do_sample=False,
-            max_new_tokens=min(MAX_NEW_TOKENS, self.limit - prompt),
+            max_new_tokens=max(room),
             pad_token_id=self.tokenizer.pad_token_id or 0,
         )
-        return self.tokenizer.decode(new[0], skip_special_tokens=True).strip()
+        rows = [row[:most] for row, most in zip(new, room, strict=True)]
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+    def answer(self, samples: Sequence[Sample]) -> list[str | ValueError]:
+        """For each question its answer, or what keeps it from being answered."""
+        try:
+            return list(self([self.prepare(sample) for sample in samples]))
+        except ValueError as error:
+            # Whichever it is, the others are answered without it.
+            return [error] if len(samples) == 1 else [self.answer([sample])[0] for sample in samples]
 
 
-def answer_all(answerer: Answerer, samples: list[Sample], answers: AnswerFile, strict: bool) -> list[LeftOut]:
+def answer_all(
+    answerer: Answerer, samples: list[Sample], answers: AnswerFile, batch_size: int, strict: bool
+) -> list[LeftOut]:
     """Answer what is not yet answered, in order; returns what could not be."""
     left_out = []
     right = sum(matches(entry["pred"], entry["answer"]) for entry in answers.done.values())
-    bar = tqdm(samples, desc="Answering", unit="question")
-    for sample in bar:
-        if sample.key not in answers.done:
-            try:
-                pred = answerer(sample)
-            except ValueError as error:
-                if strict:
-                    raise ValueError(f"question {sample.id}: {error}") from error
-                left_out.append(LeftOut(sample.id, sample.video, str(error)))
-                continue
-            answers.add(sample, pred)
-            right += matches(pred, sample.answer)
-        bar.set_postfix(accuracy=f"{right / len(answers.done):.3f}", left_out=len(left_out))
+    waiting = [sample for sample in samples if sample.key not in answers.done]
+    with tqdm(total=len(samples), initial=len(samples) - len(waiting), desc="Answering", unit="question") as bar:
+        for start in range(0, len(waiting), batch_size):
+            batch = waiting[start : start + batch_size]
+            for sample, said in zip(batch, answerer.answer(batch), strict=True):
+                if isinstance(said, str):
+                    answers.add(sample, said)
+                    right += matches(said, sample.answer)
+                elif strict:
+                    raise ValueError(f"question {sample.id}: {said}") from said
+                else:
+                    left_out.append(LeftOut(sample.id, sample.video, str(said)))
+            bar.set_postfix(accuracy=f"{right / max(1, len(answers.done)):.3f}", left_out=len(left_out), refresh=False)
+            bar.update(len(batch))
     return left_out
 
 
@@ -139,6 +164,8 @@ def main() -> int:
         samples, left_out = read_samples(options.gt_file_question, options.gt_file_answers)
         if left_out and options.strict:
             raise ValueError(f"{left_out[0].reason} (--strict)")
+        if options.batch_size < 1:
+            raise ValueError(f"--batch_size {options.batch_size}: allowed is a whole number from 1 up")
         mine = chunk(samples[: options.num_samples], options.num_chunks, options.chunk_idx)
         name = chunk_name(options.output_name, options.num_chunks, options.chunk_idx)
         answers = AnswerFile(folder, name, run_settings(options, config))
@@ -147,7 +174,7 @@ def main() -> int:
             with strategy.prune(answerer.model, config) as record:
                 # What the files themselves leave out is told once, by the first chunk.
                 listed = left_out if options.chunk_idx == 0 else []
-                listed = listed + answer_all(answerer, mine, answers, options.strict)
+                listed = listed + answer_all(answerer, mine, answers, options.batch_size, options.strict)
                 answers.finish(mine, listed)
         finally:
             answers.close()
