@@ -12,6 +12,7 @@ DOCUMENTS = [
     ROOT / "image/Qwen3-VL/README.md",
     ROOT / "video/Video-LLaVA/README.md",
     ROOT / "examples/shapes/README.md",
+    ROOT / "docs/INPUTS.md",
 ]
 
 

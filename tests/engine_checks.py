@@ -44,13 +44,38 @@ TEXT = {
 }
 
 
+def flash_stand_in(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """What flash attention computes, [B, R, heads, D], where the package and a GPU are missing.
+
+    query [B, heads, R, D]: the last R of the tokens of key and value [B, key heads, L, D]; mask [B, L].
+    """
+    assert mask is None or mask.dim() == 2, "flash attention knows padding only"
+    rows, length = query.shape[2], key.shape[2]
+    seen = torch.ones(rows, length, dtype=torch.bool).tril(length - rows)
+    seen = seen if mask is None else seen & mask.bool()[:, None, None]
+    output = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True)
+    return output.nan_to_num().transpose(1, 2)
+
+
+def use_flash(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a decoder of transformers 4.48 and later think it has flash attention."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
+        return flash_stand_in(query, key, value, mask), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", forward)
+    decoder.config._attn_implementation = "flash_attention_2"
+
+
 @dataclass(frozen=True)
 class Family:
     """A backbone's tiny random decoder and how it is called.
 
     published: names its file in tests/golden. kind, config: the classes of the decoder and its
     configuration; more: what that needs beyond TEXT. extra: arguments that add features, [N, C] a layer, to
-    the N visual tokens of [B, S] after the first layers; none where the family has no such thing.
+    the N visual tokens of [B, S] after the first layers; none where the family has no such thing. flash:
+    makes a decoder call `flash_stand_in` as it would call flash attention.
     """
 
     name: str
@@ -59,6 +84,7 @@ class Family:
     config: type
     more: dict[str, Any] = field(default_factory=dict)
     extra: Callable[[Tensor, list[Tensor]], dict[str, Any]] = lambda visual, features: {}
+    flash: Callable[[Any, pytest.MonkeyPatch], None] = use_flash
     decoders: dict[str, Any] = field(default_factory=dict)
 
     def build(self, config: dict[str, Any], attention: str) -> Any:
@@ -143,6 +169,7 @@ LAYOUTS = {
     "one sample without an image": ([[(5, SMALL)], []], None),
     "padded on the left": ([[(5, SMALL)], [(20, WIDE)], []], [(0, 0), (11, 0), (30, 0)]),
     "padded on the right": ([[(5, SMALL)], [(20, WIDE)]], [(0, 0), (0, 7)]),
+    "a row, one patch and an image": ([[(5, (1, 1, 30))], [(9, (1, 1, 1)), (20, (1, 2, 5))], [(40, SMALL)]], None),
 }
 
 
@@ -279,6 +306,25 @@ def test_each_sample_of_a_batch_keeps_what_it_would_keep_alone(family, batch, na
         assert run.stages or not spans
 
 
+@torch.no_grad()
+def test_hidden_states_and_attentions_shrink_with_the_sequence(family, batch):
+    # A copy, since transformers 5 leaves hooks of its own on a model that told its hidden states.
+    decoder, config = copy.deepcopy(family.decoder("eager")), VTRConfig(keep_tokens=[20, 12, 5], **STAGES)
+    told = {"output_hidden_states": True, "output_attentions": True}
+    call = {"inputs_embeds": batch.embeddings, "attention_mask": batch.mask, "position_ids": batch.positions()}
+    for _ in range(2):
+        with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
+            output = decoder(**call, **batch.extra(family), **told)
+    left = [max(len(left_of(batch, sample, stage)) for sample in range(len(batch.layout))) for stage in run.stages]
+    lengths = [
+        ([batch.embeddings.shape[1]] + [n for n, stage in zip(left, run.stages, strict=True) if stage.layer <= at])[-1]
+        for at in range(len(decoder.layers) + 1)
+    ]
+    assert [hidden.shape[1] for hidden in output.hidden_states] == lengths
+    assert [tuple(rows.shape[2:]) for rows in output.attentions] == [(n, n) for n in lengths[:-1]]
+    torch.testing.assert_close(output.last_hidden_state, output.hidden_states[-1])
+
+
 def test_sdpa_and_eager_keep_the_same_tokens(family, batch):
     kept = []
     for attention in ("sdpa", "eager"):
@@ -287,6 +333,36 @@ def test_sdpa_and_eager_keep_the_same_tokens(family, batch):
             prefill(family, decoder, batch)
         kept.append([tensor for stage in run.stages for tensor in stage.kept])
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+
+
+def run_with_steps(family, decoder, batch, config, steps=3):
+    """The hidden states of the prompts and of a few later tokens, and the record."""
+    samples, prompt, width = batch.embeddings.shape
+    later = torch.randn(samples, steps, width, generator=torch.Generator().manual_seed(1))
+    positions, cache = batch.positions(steps), family.cache()
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
+        hidden = [prefill(family, decoder, batch, cache)]
+        for step in range(steps):
+            upto = prompt + step + 1
+            mask = None if batch.mask is None else torch.cat([batch.mask, batch.mask.new_ones(samples, step + 1)], 1)
+            hidden.append(family.run(decoder, later[:, step : step + 1], mask, positions[:, upto - 1 : upto], cache))
+    return hidden, run
+
+
+def test_flash_attention_is_called_as_it_wants_to_be(family, batch, monkeypatch):
+    decoder, config = family.decoder("sdpa"), VTRConfig(keep_tokens=[20, 12, 5], **STAGES)
+    flash = copy.deepcopy(decoder)
+    family.flash(flash, monkeypatch)
+    expected, run = run_with_steps(family, decoder, batch, config)
+    hidden, other = run_with_steps(family, flash, batch, config)
+    for sample in range(len(batch.layout)):
+        index = left_of(batch, sample, run.stages[-1])
+        real = slice(None) if batch.mask is None else batch.mask[sample, index].bool()
+        mine, its = (h[0][sample, -len(index) :][real] for h in (hidden, expected))
+        torch.testing.assert_close(mine, its, **TOLERANCE)
+        for stage, same in zip(run.stages, other.stages, strict=True):
+            assert torch.equal(stage.kept[sample], same.kept[sample])
+    torch.testing.assert_close(torch.cat(hidden[1:], dim=1), torch.cat(expected[1:], dim=1), **TOLERANCE)
 
 
 def test_the_record_says_what_was_kept(family):
@@ -380,10 +456,10 @@ def test_a_failed_call_leaves_nothing_for_the_next_one(family):
     assert run.samples == 2
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["images of different size", "padded on the left"])
-def test_later_calls_need_no_positions(family, name):
-    # transformers 4.37 cannot pad several later tokens at once under sdpa.
-    decoder = family.decoder("eager")
+def test_later_calls_need_no_positions(family, name, attention):
+    decoder = family.decoder(attention)
     batch = make(name, decoder.config.hidden_size)
     later = torch.randn(3, 5, decoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
     outputs = []
@@ -413,6 +489,28 @@ def test_a_cache_may_be_repeated_after_the_prompt(family):
     torch.testing.assert_close(outputs[0].repeat_interleave(2, 0), outputs[1], **TOLERANCE)
 
 
+def test_a_copied_cache_and_positions_given_by_hand_are_honoured(family):
+    decoder, cache = family.decoder("sdpa"), family.cache()
+    batch = make("one image", decoder.config.hidden_size)
+    later = torch.randn(1, 1, decoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=batch.layout):
+        prefill(family, decoder, batch, cache)
+        copies = [copy.deepcopy(cache) for _ in range(3)]
+        given = [None, batch.positions(1)[:, -1:], batch.positions(1)[:, -1:] + 40]
+        plain, same, other = (
+            family.run(decoder, later, None, positions, its) for positions, its in zip(given, copies, strict=True)
+        )
+        assert torch.equal(plain, family.run(decoder, later, None, None, cache))
+    assert torch.equal(plain, same)
+    assert not torch.allclose(plain, other)
+
+
+def test_an_attached_model_can_be_copied(family):
+    decoder = family.decoder("sdpa")
+    with strategy.prune(decoder, VTRConfig(), backbone=family.name, layout=[[]]):
+        copy.deepcopy(decoder)
+
+
 def test_a_mask_that_does_not_count_the_pruned_tokens_is_refused(family):
     decoder, cache = family.decoder("sdpa"), family.cache()
     batch = make("one image", decoder.config.hidden_size)
@@ -421,6 +519,9 @@ def test_a_mask_that_does_not_count_the_pruned_tokens_is_refused(family):
         mask = torch.ones(1, cache_length(cache) + 1)
         with pytest.raises(ValueError, match="the prompt had 110 and 1 follow it"):
             family.run(decoder, batch.embeddings[:, :1], mask, None, cache)
+        mask = torch.ones(1, cache_length(cache) + 109)
+        with pytest.raises(ValueError, match="the prompt had 110 and 109 follow it"):
+            family.run(decoder, batch.embeddings[:, :109], mask, None, cache)
 
 
 def test_positional_arguments_are_refused(family):
@@ -462,34 +563,6 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook(family):
         with pytest.raises(ValueError, match=words):
             strategy.attach(decoder, config, backbone=family.name, layout=layout)
         assert all_hooks(decoder) == 0
-
-
-@pytest.mark.parametrize(
-    ("layout", "words"),
-    [
-        ([[(5, (1, 6, 7))], []], "2 samples"),
-        ([[(100, (1, 6, 7))]], "must follow"),
-        ([[(5, (1, 6, 7)), (20, (1, 5, 5))]], "inside another"),
-        ([[(5, (1, 0, 7))]], "from 1 up"),
-        ([[(-3, (1, 6, 7))]], "begins before"),
-        ([[(5, (1, 6, 7), -1)]], "lead=-1"),
-        ([[(5, (2, 6, 7), 12)]], "must follow"),
-        ([[((5, 50), (3, 3, 4))]], "3 frames, but 2 starts"),
-        ([[((5, 50, 60), (3, 3, 4))]], "at 60 begins before 62"),
-        ([[((5, 50, 30), (3, 3, 4))]], "at 30 begins before 62"),
-        ([[((5, 50), (2, 3, 4)), (20, (1, 3, 4))]], "at 20 begins before 62"),
-        ([[((5, 50, 100), (3, 3, 4))]], "must follow"),
-    ],
-)
-def test_a_layout_that_does_not_fit_the_prompt_is_refused(family, layout, words):
-    decoder = family.decoder("sdpa")
-    batch = make("one image", decoder.config.hidden_size)
-    with (
-        strategy.prune(decoder, VTRConfig(), backbone=family.name, layout=layout),
-        pytest.raises(ValueError, match=words),
-    ):
-        prefill(family, decoder, batch)
-    assert all_hooks(decoder) == 0
 
 
 def test_an_unknown_model_is_told_what_is_known(family):

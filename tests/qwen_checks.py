@@ -382,13 +382,27 @@ def test_half_precision_prunes_too(tiny, dtype):
     assert [stage.after for stage in run.stages] == [27, 18, 9]
 
 
-def test_generate_does_not_go_on_from_a_pruned_cache_unnoticed(tiny):
-    model, prompts = tiny.model("sdpa"), make(PROMPTS["one image"], tiny.stamp)
-    with torch.no_grad(), strategy.prune(model, PRUNED):
-        cache = model(**prompts.call, use_cache=True).past_key_values
-        ids = torch.cat([prompts.call["input_ids"], torch.tensor([[5, 6]])], dim=1)
-        with pytest.raises(ValueError, match="takes the mask of all of them, and only the new tokens"):
-            model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=2)
+@torch.no_grad()
+def test_a_second_question_goes_on_from_the_pruned_cache(tiny, prompts):
+    model = tiny.model("sdpa")
+    options = {"do_sample": False, "suppress_tokens": list(range(60, 80)), "return_dict_in_generate": True}
+    question = torch.tensor([[5, 6, 7, 8]]).expand(len(prompts.visual), -1)
+    with strategy.prune(model, PRUNED) as run:
+        first, again = (model.generate(**prompts.call, max_new_tokens=3, **options) for _ in range(2))
+        ids = torch.cat([first.sequences, question], dim=1)
+        mask = torch.cat([prompts.call["attention_mask"], torch.ones(len(ids), 7, dtype=torch.long)], dim=1)
+        # The pictures are in the cache, so they are not given again.
+        call = {"input_ids": ids, "attention_mask": mask, "past_key_values": first.past_key_values}
+        second = model.generate(**call, max_new_tokens=STEPS, **options)
+        prefills = run.samples
+        # By hand, what the cache does not hold yet: the last token of the answer, then the question.
+        token, cache, expected = ids[:, -5:], again.past_key_values, []
+        for _ in range(STEPS):
+            token = greedy(model(input_ids=token, past_key_values=cache).logits[:, -1:])
+            expected.append(token)
+    assert torch.equal(second.sequences[:, ids.shape[1] :], torch.cat(expected, dim=1))
+    assert cache_length(second.past_key_values) == cache_length(cache)
+    assert prefills == 2 * sum(len(places) > 0 for places in prompts.visual)
 
 
 def test_prompts_and_grids_must_match(tiny):

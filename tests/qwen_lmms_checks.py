@@ -1,24 +1,19 @@
 """What both Qwen wrappers for lmms-eval owe: the arguments as typed, stock answers, named errors.
 
-The tests of a backbone import everything from here and give a fixture `wrapper`, a `Wrapper`. No trained
-checkpoint is needed: an untrained one, in the stock format, answers nonsense the same way each time.
+The tests of a backbone import everything from here and give a fixture `wrapper`, a `lmms_checks.Wrapper`.
 """
 
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
-from datasets import load_dataset
 from documents import DOCUMENTS, blocks, evaluations
+from lmms_checks import CHECKPOINTS, ENVIRONMENT, ROOT, TASKS, Wrapper, ask, asked
 from lmms_eval.__main__ import parse_eval_args
-from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import simple_parse_args_string
@@ -26,31 +21,32 @@ from qwen_vl_utils.vision_process import smart_resize
 
 import strategy
 
-ROOT = Path(__file__).parents[1]
-TASKS = ROOT / "examples/shapes/tasks"
-QUESTIONS = load_dataset("parquet", data_files={"test": str(TASKS / "shapes_varied_test.parquet")})["test"]
+CLIPS = ROOT / "examples/shapes/clips_test/videos"
+STOCK = """
+import json, sys
+from datasets import load_dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+checkpoint, data = sys.argv[1:]
+processor, model = AutoProcessor.from_pretrained(checkpoint), AutoModelForImageTextToText.from_pretrained(checkpoint)
+model.float()
+answers = []
+for row in load_dataset("parquet", data_files=data)["train"].select(range(10)):
+    message = [{"role": "system", "content": "You are a helpful assistant."}]
+    message += [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["question"]}]}]
+    text = processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    inputs = processor(text=[text], images=[row["image"]], return_tensors="pt")
+    new = model.generate(**inputs, max_new_tokens=8)[:, inputs["input_ids"].shape[1] :]
+    answers.append(processor.batch_decode(new, skip_special_tokens=True)[0])
+assert "strategy" not in sys.modules
+print(json.dumps(answers))
+"""
 
 
-@dataclass(frozen=True)
-class Wrapper:
-    """A pruned model, the stock one it extends, an untrained checkpoint, and the pixels of a visual token's side."""
-
-    name: str
-    stock: str
-    checkpoint: Path
-    cell: int
-
-    def load(self, knobs, name=None, **options):
-        arguments = f"pretrained={self.checkpoint},device=cpu,device_map=cpu,{knobs}"
-        return get_model(name or self.name, **options).create_from_arg_string(arguments)
-
-
-def answers(lm, name, limit=6):
-    manager = TaskManager(include_path=str(TASKS), model_name=name)
-    results = simple_evaluate(
-        model=lm, tasks=["shapes_varied"], task_manager=manager, limit=limit, log_samples=True, batch_size=1
-    )
-    return [sample["filtered_resps"] for sample in results["samples"]["shapes_varied"]]
+def qwen(name, stock, checkpoint, cell):
+    """The fixture `wrapper` of a Qwen."""
+    places = ("<image 1>", "<image 2>")
+    return Wrapper(name, CHECKPOINTS / checkpoint, "shapes_varied", stock, cell, places, ",interleave_visuals=True")
 
 
 @pytest.mark.parametrize(
@@ -83,23 +79,34 @@ def test_the_device_is_chosen_and_the_cpu_computes_in_float32(wrapper):
     assert on_gpu or lm.model.dtype == torch.float32
 
 
+def test_stock_transformers_runs_the_small_checkpoint_without_this_project(wrapper):
+    data = str(TASKS / "shapes_varied_test.parquet")
+    command = [sys.executable, "-c", STOCK, str(wrapper.checkpoint), data]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    right = [said == row["answer"] for said, row in zip(json.loads(done.stdout), wrapper.questions, strict=False)]
+    assert len(right) == 10
+    assert sum(right) >= 9
+    assert sum(file.stat().st_size for file in wrapper.checkpoint.iterdir()) < 16e6
+
+
 def test_disabled_it_answers_as_the_stock_wrapper(wrapper):
-    stock = wrapper.load("", name=wrapper.stock)
+    stock = wrapper.load("device_map=cpu", name=wrapper.stock)
     stock.model.float()
-    assert answers(wrapper.load("vtr_enabled=False"), wrapper.name) == answers(stock, wrapper.stock)
+    assert wrapper.answers(wrapper.load("vtr_enabled=False"), 6) == wrapper.answers(stock, 6, wrapper.stock)
 
 
 def test_each_picture_keeps_its_share_of_its_own_tokens(wrapper):
     lm = wrapper.load("retain_ratio=0.334")
     sizes = []
-    for row in QUESTIONS.select(range(6)):
+    for row in wrapper.questions.select(range(6)):
         height, width = smart_resize(
             row["image"].height, row["image"].width, wrapper.cell, int(lm.min_pixels), int(lm.max_pixels)
         )
         sizes.append(height // wrapper.cell * (width // wrapper.cell))
     assert len(set(sizes)) > 1
     record = lm.record
-    answers(lm, wrapper.name)
+    wrapper.answers(lm, 6)
     means = record.means()
     assert means["visual_tokens"] == pytest.approx(sum(sizes) / 6)
     expected = [sum(int(share * size) for size in sizes) / 6 for share in (0.57, 0.36, 0.098)]
@@ -144,7 +151,42 @@ def spoil_with_code(folder):
     (folder / "trap.py").write_text(f"open({str(folder / 'sprung')!r}, 'w')\nclass Config: pass\n")
 
 
-@pytest.mark.parametrize("spoil", [spoil_nothing_there, spoil_weights, spoil_config, spoil_with_code])
+class Trap:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return open, (str(self.trace), "w")
+
+
+def spoil_with_a_pickle(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Trap(folder / "sprung")}, folder / "pytorch_model.bin")
+
+
+def spoil_size(part, **values):
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config[part] |= values
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return spoil
+
+
+SPOILED = {
+    "nothing there": spoil_nothing_there,
+    "weights": spoil_weights,
+    "config": spoil_config,
+    "code": spoil_with_code,
+    "a pickle": spoil_with_a_pickle,
+    "text layers": spoil_size("text_config", num_hidden_layers=10**9),
+    "vision layers": spoil_size("vision_config", depth=10**9),
+    "vocabulary": spoil_size("text_config", vocab_size=10**12),
+    "missing layers": spoil_size("vision_config", depth=7),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_a_broken_checkpoint_ends_with_its_name_and_runs_no_code(wrapper, tmp_path, spoil):
     for file in wrapper.checkpoint.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -159,14 +201,13 @@ def test_a_broken_checkpoint_ends_with_its_name_and_runs_no_code(wrapper, tmp_pa
 def test_the_command_line_writes_results_and_says_what_was_kept(wrapper, tmp_path):
     command = [sys.executable, "-m", "lmms_eval", "--model", wrapper.name]
     command += ["--model_args", f"pretrained={wrapper.checkpoint},vtr_strategy=clse,vtr_retain_ratio=0.334"]
-    command += ["--tasks", "shapes_varied", "--include_path", str(TASKS), "--limit", "2", "--batch_size", "1"]
+    command += ["--tasks", "shapes_varied", "--include_path", str(TASKS), "--limit", "5", "--batch_size", "1"]
     command += ["--output_path", str(tmp_path / "results")]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"{wrapper.name} clse: prune layers [1, 4, 8]" in done.stdout + done.stderr
     [results] = (tmp_path / "results").rglob("*results.json")
-    assert json.loads(results.read_text())["results"]["shapes_varied"]["accuracy,none"] >= 0
+    assert json.loads(results.read_text())["results"]["shapes_varied"]["accuracy,none"] > 0.5
 
 
 def test_the_documents_are_understood_and_complete(wrapper, monkeypatch):
@@ -189,9 +230,35 @@ def test_documented_python_runs(wrapper):
     exec(compile(block, "README.md", "exec"), documented)
     lm = wrapper.load("enabled=False")
     strategy.detach(lm.model)
-    picture = QUESTIONS[0]["image"]
-    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTIONS[0]["question"]}]}]
+    picture, question = wrapper.questions[0]["image"], wrapper.questions[0]["question"]
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     text = lm.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     ids, summary = documented["answer"](lm.model, lm.processor(text=[text], images=[picture], return_tensors="pt"))
     assert ids.shape[0] == 1
     assert "clse: prune layers [1, 4, 8]" in summary
+
+
+def test_tasks_whose_questions_have_the_same_numbers_share_no_batch(wrapper):
+    rows = wrapper.questions
+    splits = {"one": rows.select(range(3)), "two": rows.select(range(3, 8))}
+    said = []
+    for batch in (1, 8):
+        lm = wrapper.load(f"enabled=False,batch_size={batch}", force_simple=True)
+        requests = [request for task, split in splits.items() for request in asked(split, task)]
+        lm.task_dict = {task: {"test": split} for task, split in splits.items()}
+        said.append(lm.generate_until(requests))
+    assert said[0] == said[1]
+    assert sum(answer == row["answer"] for answer, row in zip(said[0], rows, strict=False)) >= 7
+
+
+def test_videos_in_any_batch(wrapper):
+    documents = [{"question": "Which shape appears first?", "video": str(CLIPS / f"clip00{n}.mp4")} for n in range(3)]
+    said, sums = [], []
+    for batch in (1, 3):
+        lm = wrapper.load(f"retain_ratio=0.334,batch_size={batch}", force_simple=True)
+        said.append(ask(lm, documents, lambda document: [document["video"]]))
+        sums.append((lm.record.samples, lm.record.visual_sum, lm.record.kept_sum))
+    assert said[0] == said[1]
+    assert sums[0] == sums[1]
+    assert sums[0][0] == 3
+    assert sums[0][1] > 3 * 8 * 8

@@ -2,11 +2,11 @@
 
 import pytest
 from engine_checks import Family
-from transformers import LlamaConfig, LlamaModel
+from llama_checks import llama
 
 import llava  # noqa: F401  registers the backbone
 
 
 @pytest.fixture(scope="session")
 def family() -> Family:
-    return Family("llava", "llama_192", LlamaModel, LlamaConfig)
+    return llama("llava", "llama_192")

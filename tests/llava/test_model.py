@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache
 
 import strategy
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -233,6 +235,11 @@ def lose_and_add(folder):
         (cut("tokenizer.model"), ["tokenizer.model", "sentencepiece"]),
         (cut("vision_tower/config.json"), ["vision_tower/config.json", "not JSON"]),
         (lambda f: edit_config(f, mm_hidden_size=None), ["config.json", "mm_hidden_size missing"]),
+        (lambda f: edit_config(f, vocab_size=10**12), ["embed_tokens.weight is", "not (1000000000000, 192)"]),
+        (lambda f: edit_config(f, num_hidden_layers=10**9), ["num_hidden_layers=1000000000", "weights"]),
+        (lambda f: edit_config(f, max_position_embeddings=10**12), ["max_position_embeddings=1000000000000"]),
+        (lambda f: edit_config(f, num_attention_heads=0), ["no model of such a configuration"]),
+        (lambda f: edit_config(f / "vision_tower", hidden_size=3 * 2**40), ["vision_tower", "no model of such"]),
         (lambda f: edit_config(f, mm_vision_select_layer=-40), ["mm_vision_select_layer=-40", "5 layers"]),
         (lambda f: edit_config(f, mm_vision_select_feature="cls_patch"), ["cls_patch", "'patch'"]),
         (lambda f: (f / "adapter_config.json").write_text("{}"), ["LoRA"]),
@@ -249,7 +256,7 @@ def lose_and_add(folder):
         (cut_bin, ["pytorch_model-1.bin", "cut off"]),
         (lose_shard, ["pytorch_model-0.bin", "missing"]),
         (lose_and_add, ["missing ['model.layers.3.mlp.up_proj.weight']", "left over ['model.extra']"]),
-        (lambda f: edit_config(f, hidden_size=160), ["weights"]),
+        (lambda f: edit_config(f, hidden_size=96), ["weights do not fit", "not (576, 96)"]),
         (lambda f: (f / "tokenizer.model").unlink(), ["tokenizer"]),
         (lambda f: (f / "vision_tower/preprocessor_config.json").unlink(), ["preprocessor_config.json"]),
     ],
@@ -319,5 +326,47 @@ def test_a_follow_up_on_the_cache_needs_no_positions(loaded, pictures):
         mask = torch.ones(1, ids.shape[1] - 1 + 576 + 1)
         masked = model(token, past_key_values=again.past_key_values, attention_mask=mask)
     assert torch.equal(bare.logits, masked.logits)
-    with pytest.raises(ValueError, match="starts from a prompt"):
-        model.generate(ids, images=pixels, past_key_values=first.past_key_values)
+
+
+def two_turns(model, prompts, asked, pixels):
+    """The tokens of an answer and of what is then said to a second question, batched, with padding before each."""
+
+    def padded(rows):
+        longest = max(map(len, rows))
+        ids = torch.stack([F.pad(row, (longest - len(row), 0)) for row in rows])
+        return ids, torch.stack([F.pad(torch.ones_like(row), (longest - len(row), 0)) for row in rows])
+
+    (ids, mask), (later, later_mask), cache = padded(prompts), padded(asked), DynamicCache()
+    options = {"images": pixels, "past_key_values": cache, "pad_token_id": 0}
+    answer = model.generate(ids, attention_mask=mask, max_new_tokens=3, min_new_tokens=3, **options)
+    ids = torch.cat([ids, answer, later], dim=1)
+    mask = torch.cat([mask, torch.ones_like(answer), later_mask], dim=1)
+    return answer, model.generate(ids, attention_mask=mask, max_new_tokens=4, min_new_tokens=4, **options)
+
+
+@torch.no_grad()
+def test_a_second_question_goes_on_from_the_pruned_cache(loaded, pictures):
+    tokenizer, model, processor, _ = loaded
+    pixels = process_images(pictures[:2], processor, model.config)
+    prompts = [prompt_ids(tokenizer, text) for text in ("How many objects are there?", "Is there a red star?")]
+    asked = [tokenizer_image_token(f"USER: {text} ASSISTANT:", tokenizer, return_tensors="pt")[1:] for text in "xy z"]
+    asked = [asked[0], torch.cat([asked[1], asked[2]])]
+    with strategy.prune(model, VTRConfig(keep_tokens=64)) as run:
+        together = two_turns(model, prompts, asked, pixels)
+        for number in range(2):
+            mine = slice(number, number + 1)
+            alone = two_turns(model, prompts[mine], asked[mine], pixels[mine])
+            assert torch.equal(alone[0], together[0][mine])
+            assert torch.equal(alone[1], together[1][mine])
+        assert run.samples == 4
+        # By hand, what the cache of the last one does not hold yet: the answer's last token, then the question.
+        cache, token, expected = DynamicCache(), None, []
+        options = {"images": pixels[1:], "max_new_tokens": 3, "min_new_tokens": 3}
+        answer = model.generate(prompts[1][None], past_key_values=cache, **options)
+        token = torch.cat([answer[0, -1:], asked[1]])[None]
+        for _ in range(4):
+            logits = model(token, past_key_values=cache).logits[:, -1:]
+            logits[..., tokenizer.eos_token_id] = -torch.inf  # as min_new_tokens has it
+            token = logits.argmax(-1)
+            expected.append(token)
+    assert torch.equal(alone[1], torch.cat(expected, dim=1))

@@ -1,21 +1,17 @@
 """The lmms-eval model qwen3_vl_vtr."""
 
 import pytest
+from lmms_checks import *  # noqa: F403
 from qwen_lmms_checks import *  # noqa: F403
-from qwen_lmms_checks import Wrapper
-
-import train_qwen3
+from qwen_lmms_checks import Wrapper, qwen
 
 
 @pytest.fixture(scope="session")
-def wrapper(tmp_path_factory) -> Wrapper:
-    folder = tmp_path_factory.mktemp("untrained")
-    student = train_qwen3.Qwen3Student(train_qwen3.load_processor(folder / "tokenizer"))
-    student.export(folder / "checkpoint")
-    return Wrapper("qwen3_vl_vtr", "qwen3_vl", folder / "checkpoint", student.cell)
+def wrapper() -> Wrapper:
+    return qwen("qwen3_vl_vtr", "qwen3_vl", "shapes-qwen3", 32)
 
 
 def test_the_chat_and_the_simple_form_give_the_same_answers(wrapper):
     chat, simple = (wrapper.load("retain_ratio=0.334", force_simple=simple) for simple in (False, True))
     assert (chat.is_simple, simple.is_simple) == (False, True)
-    assert answers(chat, wrapper.name) == answers(simple, wrapper.name)  # noqa: F405
+    assert wrapper.answers(chat, 6) == wrapper.answers(simple, 6)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine_checks import Family
-from transformers import LlamaConfig, LlamaModel
+from llama_checks import llama
 
 import train_llava
 import train_video
@@ -14,7 +14,7 @@ import videollava  # noqa: F401  registers the backbone
 
 @pytest.fixture(scope="session")
 def family() -> Family:
-    return Family("videollava", "video_194", LlamaModel, LlamaConfig)
+    return llama("videollava", "video_194")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,22 +14,23 @@ from pathlib import Path
 import pytest
 
 import strategy
+import world
 from videollava.eval.video import eval_video_qa
 from videollava.eval.video.run_inference_video_qa import parse
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "video/Video-LLaVA"
+CHECKPOINT = ROOT / "examples/shapes/checkpoints/shapes-video"
 DATA = ROOT / "examples/shapes/clips_test"
 SCRIPT = "videollava/eval/video/run_inference_video_qa.py"
 COUNT = 4
 
 
-def command(checkpoint, output, *more, data=DATA):
-    # An untrained model does not know when to stop: the prompt leaves room for few new tokens.
-    words = [sys.executable, SCRIPT, "--model_path", checkpoint, "--video_dir", data / "videos"]
+def command(output, *more, data=DATA):
+    words = [sys.executable, SCRIPT, "--model_path", CHECKPOINT, "--video_dir", data / "videos"]
     words += ["--gt_file_question", data / "test_q.json", "--gt_file_answers", data / "test_a.json"]
     words += ["--output_dir", output, "--output_name", "pred", "--num_samples", COUNT, "--device", "cpu"]
-    return [str(word) for word in (*words, "--model_max_length", 2140, *more)]
+    return [str(word) for word in (*words, *more)]
 
 
 PRUNED = ("--vtr_enabled", "--vtr_strategy", "clse", "--vtr_keep_tokens", "64")
@@ -40,9 +42,9 @@ def run(words):
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint, tmp_path_factory):
+def whole(tmp_path_factory):
     output = tmp_path_factory.mktemp("whole")
-    done = run(command(checkpoint, output, *PRUNED))
+    done = run(command(output, *PRUNED))
     assert done.returncode == 0, done.stderr[-2000:]
     return done, (output / "pred.json").read_bytes()
 
@@ -54,14 +56,14 @@ def test_an_uninterrupted_run_writes_one_object_a_line(whole):
     assert [entry["id"] for entry in entries] == [sample["question_id"] for sample in asked]
     assert [entry["question"] for entry in entries] == [sample["question"] for sample in asked]
     assert [entry["answer"] for entry in entries] == [sample["answer"] for sample in known]
-    assert all(isinstance(entry["pred"], str) for entry in entries)
+    assert sum(entry["pred"] == entry["answer"] for entry in entries) >= COUNT - 1
     assert "prune layers [3], 2056 visual tokens kept 64" in done.stdout
     assert "accuracy=" in done.stderr
 
 
 @pytest.mark.parametrize("lines", [0, 1, 3])
-def test_killed_at_any_moment_it_ends_with_the_same_file(checkpoint, tmp_path, whole, lines):
-    words = command(checkpoint, tmp_path, *PRUNED)
+def test_killed_at_any_moment_it_ends_with_the_same_file(tmp_path, whole, lines):
+    words = command(tmp_path, *PRUNED)
     process = subprocess.Popen(
         words, cwd=FOLDER, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -77,7 +79,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_file(checkpoint, tmp_path, w
     assert file.read_bytes() == whole[1]
 
 
-def test_what_cannot_be_answered_is_listed_and_shifts_nothing(checkpoint, tmp_path, whole):
+def test_what_cannot_be_answered_is_listed_and_shifts_nothing(tmp_path, whole):
     data = tmp_path / "data"
     (data / "videos").mkdir(parents=True)
     asked, known = (json.loads((DATA / f"test_{kind}.json").read_text())[:COUNT] for kind in "qa")
@@ -86,7 +88,7 @@ def test_what_cannot_be_answered_is_listed_and_shifts_nothing(checkpoint, tmp_pa
         (data / "videos" / f"{entry['video_name']}.mp4").write_bytes(video if entry is not asked[2] else b"broken")
     (data / "test_q.json").write_text(json.dumps([*asked[:2], "nonsense", *asked[2:]]))
     (data / "test_a.json").write_text(json.dumps(known[::-1]))
-    done = run(command(checkpoint, tmp_path / "out", *PRUNED, data=data))
+    done = run(command(tmp_path / "out", *PRUNED, data=data))
     assert done.returncode == 3
     expected = whole[1].splitlines(keepends=True)
     assert (tmp_path / "out/pred.json").read_bytes() == expected[1] + expected[3]
@@ -96,18 +98,31 @@ def test_what_cannot_be_answered_is_listed_and_shifts_nothing(checkpoint, tmp_pa
     assert "cannot be decoded" in told["clip002"]
     assert "3 left out" in done.stderr
     assert "left out: clip000_0 clip000: no video clip000" in done.stderr
-    strict = run(command(checkpoint, tmp_path / "strict", *PRUNED, "--strict", data=data))
+    strict = run(command(tmp_path / "strict", *PRUNED, "--strict", data=data))
     assert strict.returncode == 1
     assert "entry 2: a str" in strict.stderr
     assert "Traceback" not in strict.stderr
 
 
-def test_chunks_join_and_a_changed_budget_is_refused(checkpoint, tmp_path, whole):
+def test_a_batch_gives_the_same_file_and_shifts_nothing(tmp_path, whole):
+    done = run(command(tmp_path, *PRUNED, "--batch_size", 3))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "pred.json").read_bytes() == whole[1]
+    data = tmp_path / "data"
+    shutil.copytree(DATA, data)
+    (data / "videos/clip001.mp4").write_bytes(b"broken")
+    done = run(command(tmp_path / "out", *PRUNED, "--batch_size", 3, data=data))
+    assert done.returncode == 3
+    lines = whole[1].splitlines(keepends=True)
+    assert (tmp_path / "out/pred.json").read_bytes() == lines[0] + lines[2] + lines[3]
+
+
+def test_chunks_join_and_a_changed_budget_is_refused(tmp_path, whole):
     for number in (1, 0):
-        done = run(command(checkpoint, tmp_path, *PRUNED, "--num_chunks", 2, "--chunk_idx", number))
+        done = run(command(tmp_path, *PRUNED, "--num_chunks", 2, "--chunk_idx", number))
         assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "pred.json").read_bytes() == whole[1]
-    words = command(checkpoint, tmp_path, "--num_chunks", 2, "--vtr_enabled", "--vtr_keep_tokens", 32)
+    words = command(tmp_path, "--num_chunks", 2, "--vtr_enabled", "--vtr_keep_tokens", 32)
     refused = run(words)
     assert refused.returncode == 1
     assert "keep_tokens was [64], is [32]" in refused.stderr
@@ -121,20 +136,23 @@ def test_chunks_join_and_a_changed_budget_is_refused(checkpoint, tmp_path, whole
         (("--model_base", "somewhere"), "LoRA checkpoints are not supported"),
         (("--model_max_length", "100"), "the prompt has"),
         (("--num_chunks", "2", "--chunk_idx", "2"), "chunk_idx goes from 0"),
+        (("--batch_size", "0"), "allowed is a whole number from 1 up"),
     ],
 )
-def test_a_wrong_argument_is_one_sentence(checkpoint, tmp_path, more, words):
-    done = run(command(checkpoint, tmp_path, "--strict", *more))
+def test_a_wrong_argument_is_one_sentence(tmp_path, more, words):
+    done = run(command(tmp_path, "--strict", *more))
     assert done.returncode == 1
     assert f"run_inference_video_qa: {'question' if 'prompt' in words else ''}" in done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_unpruned_baseline(checkpoint, tmp_path):
-    done = run(command(checkpoint, tmp_path, "--vtr_enabled", "False", "--num_samples", "1"))
+def test_the_unpruned_baseline_is_right(tmp_path):
+    done = run(command(tmp_path, "--vtr_enabled", "False"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "unpruned: unpruned, 2056 visual tokens," in done.stdout
+    entries = [json.loads(line) for line in (tmp_path / "pred.json").read_text().splitlines()]
+    assert [entry["pred"] for entry in entries] == [entry["answer"] for entry in entries]
 
 
 README = (FOLDER / "README.md").read_text()
@@ -167,10 +185,10 @@ def test_every_flag_is_in_the_table():
         assert re.search(rf"^\|.*`{flag}`.*\|.*\|.*\|$", README, re.MULTILINE), flag
 
 
-def test_documented_python_runs(checkpoint):
+def test_documented_python_runs():
     [block] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     names = {}
     exec(compile(block, "README.md", "exec"), names)
-    text, summary = names["answer"](DATA / "videos/clip000.mp4", "How many objects are there?", str(checkpoint))
-    assert isinstance(text, str)
+    text, summary = names["answer"](DATA / "videos/clip000.mp4", "Which shape appears first?", str(CHECKPOINT))
+    assert text in world.SHAPES
     assert "clse: prune layers [3], 2056 visual tokens kept 194" in summary

@@ -1,0 +1,128 @@
+"""What the engine owes where there is a GPU; nothing of this runs in CI, which has none.
+
+A backbone's tests import everything from here and give a fixture `family`, see `engine_checks`.
+"""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from engine_checks import LAYOUTS, STAGES, TOLERANCE, Batch, Family, make, prefill, run_with_steps
+
+import strategy
+from strategy import VTRConfig, registry
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+CONFIG = VTRConfig(keep_tokens=[20, 12, 5], **STAGES)
+
+
+def on_gpu(family: Family, dtype: torch.dtype) -> Any:
+    return copy.deepcopy(family.decoder("sdpa")).to("cuda", dtype)
+
+
+def moved(batch: Batch, dtype: torch.dtype) -> Batch:
+    mask = None if batch.mask is None else batch.mask.cuda()
+    return Batch(batch.embeddings.to("cuda", dtype), mask, batch.layout)
+
+
+def run_on_gpu(family, batch, dtype, decoder=None):
+    """The record of a prefill, and the scores [G, N] of each group at each stage."""
+    scores = []
+    kind = registry.get(CONFIG.strategy)
+    plain = kind.score
+
+    def score(self: Any, view: Any) -> Any:
+        scores.append((view.stage, view.grids, plain(self, view)))
+        return scores[-1][2]
+
+    decoder, there = decoder or on_gpu(family, dtype), moved(batch, dtype)
+    kind.score = score
+    try:
+        with strategy.prune(decoder, CONFIG, backbone=family.name, layout=batch.layout) as run:
+            call = {"attention_mask": there.mask, "position_ids": batch.positions().cuda()}
+            extra = {
+                name: value.cuda() if torch.is_tensor(value) else [part.to("cuda", dtype) for part in value]
+                for name, value in batch.extra(family).items()
+            }
+            with torch.no_grad():
+                decoder(inputs_embeds=there.embeddings, use_cache=True, **call, **extra)
+    finally:
+        kind.score = plain
+    return run, scores
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_gpu_keeps_what_the_cpu_keeps(family, name):
+    batch = make(name, family.decoder("sdpa").config.hidden_size)
+    with strategy.prune(family.decoder("sdpa"), CONFIG, backbone=family.name, layout=batch.layout) as run:
+        prefill(family, family.decoder("sdpa"), batch)
+    there, _ = run_on_gpu(family, batch, torch.float32)
+    for mine, its in zip(there.stages, run.stages, strict=True):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(mine.kept, its.kept, strict=True))
+
+
+def row_of(batch: Batch, sample: int) -> tuple[Any, int]:
+    """The grids of a sample, and its place among the samples with the same ones before it."""
+    kinds = [tuple((grid, *lead) for _, grid, *lead in spans) for spans in batch.layout]
+    return tuple(grid for _, grid, *_ in batch.layout[sample]), kinds[:sample].count(kinds[sample])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_in_half_precision_a_batch_keeps_what_its_samples_keep_alone_but_for_ties(family, name, dtype, record_property):
+    batch = make(name, family.decoder("sdpa").config.hidden_size)
+    together, scores = run_on_gpu(family, batch, dtype)
+    ties = 0
+    for sample, spans in enumerate(batch.layout):
+        real = slice(None) if batch.mask is None else batch.mask[sample].bool()
+        pad = 0 if batch.mask is None else int(batch.mask[sample].argmax())
+        shifted = [(tuple(i - pad for i in at) if isinstance(at, tuple) else at - pad, *kind) for at, *kind in spans]
+        alone, own = run_on_gpu(family, Batch(batch.embeddings[sample : sample + 1, real], None, [shifted]), dtype)
+        grids, row = row_of(batch, sample)
+        for number, stage in enumerate(alone.stages):
+            mine, its = stage.kept[0], together.stages[number].kept[sample]
+            if torch.equal(mine, its):
+                continue
+            [one] = [s[0] for at, _, s in own if at == number]
+            other = next(s[row] for at, kinds, s in scores if (at, kinds) == (number, grids))
+            rounding, cut = (one - other).abs().max(), one.sort(descending=True).values[len(mine) - 1]
+            left = torch.arange(len(one), device="cuda") if not number else alone.stages[number - 1].kept[0]
+            moved_over = [at for at, token in enumerate(left.tolist()) if (token in mine) != (token in its)]
+            assert (one[moved_over] - cut).abs().max() <= 2 * rounding
+            ties += 1
+            break  # what follows was scored on other tokens
+    record_property("samples with a tie at the cut", ties)
+
+
+def test_nothing_waits_for_the_gpu_between_the_first_layer_and_the_last(family):
+    batch = make("images of different size", family.decoder("sdpa").config.hidden_size)
+    decoder = on_gpu(family, torch.bfloat16)
+    handles = [
+        decoder.layers[0].register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("error")),
+        decoder.layers[-1].register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("default")),
+    ]
+    try:
+        run, _ = run_on_gpu(family, batch, torch.bfloat16, decoder)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        for handle in handles:
+            handle.remove()
+    assert len(run.stages) == 3
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layers_may_lie_on_several_devices(family, name):
+    batch = make(name, family.decoder("sdpa").config.hidden_size)
+    expected, run = run_with_steps(family, family.decoder("sdpa"), batch, CONFIG)
+    split = copy.deepcopy(family.decoder("sdpa"))
+    for number, layer in enumerate(split.layers):
+        device = "cuda" if number in (1, 2, 3, 6, 7, 8, 9) else "cpu"
+        add_hook_to_module(layer.to(device), AlignDevicesHook(execution_device=device, io_same_device=False))
+    add_hook_to_module(split.norm, AlignDevicesHook(execution_device="cpu", io_same_device=False))
+    hidden, other = run_with_steps(family, split, batch, CONFIG)
+    for mine, its in zip(other.stages, run.stages, strict=True):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(mine.kept, its.kept, strict=True))
+    for mine, its in zip(hidden[1:], expected[1:], strict=True):
+        torch.testing.assert_close(mine.cpu(), its, **TOLERANCE)
