@@ -1,7 +1,6 @@
 """Visual token pruning for multimodal language models: one engine, many strategies."""
 
-from strategy import clse
-from strategy import controls as _controls  # noqa: F401  fills the registry
+from strategy import clse, controls, divprune, fastv, pdrop, priortr, sparsevlm
 from strategy.backbone import Backbone, Layout, Span, register_backbone
 from strategy.base import Facts, Grid, Plan, StageBudgets, Strategy, View
 from strategy.config import VTRConfig
@@ -25,8 +24,14 @@ __all__ = [
     "attach",
     "available",
     "clse",
+    "controls",
     "detach",
+    "divprune",
+    "fastv",
+    "pdrop",
+    "priortr",
     "prune",
     "register",
     "register_backbone",
+    "sparsevlm",
 ]

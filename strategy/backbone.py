@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from strategy.base import Facts, Grid
+from strategy.counts import pair_cost, token_cost
 
 
 class Span(NamedTuple):
@@ -43,7 +44,13 @@ class Backbone(ABC):
 
     def facts(self, decoder: Any) -> Facts:
         """What strategies may know of a decoder."""
-        return Facts(len(decoder.layers), self.nominal_tokens, self.own_size, self.video)
+        layer, experts = decoder.layers[0], self.experts(decoder)
+        pair = pair_cost(layer) / token_cost(layer, experts)
+        return Facts(len(decoder.layers), self.nominal_tokens, self.own_size, self.video, pair)
+
+    def experts(self, decoder: Any) -> int:
+        """How many experts of a mixture a token goes through; 0 without a mixture."""
+        return getattr(decoder.config, "num_experts_per_tok", 0)
 
     @abstractmethod
     def decoder(self, model: nn.Module) -> nn.Module:
@@ -60,6 +67,10 @@ class Backbone(ABC):
     @abstractmethod
     def rotary(self, layer: nn.Module, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B or 1, L, head width] that rotate the tokens of a layer's forward call."""
+
+    def vision(self, model: Any) -> list[nn.Module]:
+        """The modules that make visual tokens of pixels, none of them inside another one."""
+        return []
 
     def added(self, call: dict[str, Any]) -> list[Tensor]:
         """What the decoder's loop would add to the hidden states after its first layers, taken out of `call`.

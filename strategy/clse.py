@@ -6,6 +6,7 @@ and if the last prompt token attends to it.
 
 import math
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -126,21 +127,18 @@ class CLSE(Strategy):
         return Plan.resolve(layers, reference, self._budgets(len(layers), facts), facts)
 
     def _budgets(self, stages: int, facts: Facts) -> StageBudgets:
-        tokens, ratio = self.config.keep_tokens, self.config.retain_ratio
-        if tokens is None and ratio is None:
-            tokens = (VIDEO_BUDGET if facts.video else 192,)
-        if stages != 3 or len(tokens or ratio or ()) == 3:
-            return StageBudgets(tokens, ratio)
-        for (row_tokens, row_ratio), (counts, shares) in PUBLISHED.items():
-            if tokens == (row_tokens,) or ratio == (row_ratio,):
-                return StageBudgets(None, shares) if facts.own_size else StageBudgets(counts, None)
-        return StageBudgets(tokens, ratio, weights=STAGE_SHARES)
+        budget = self.budget(tokens=VIDEO_BUDGET if facts.video else 192)
+        if stages != 3:
+            return budget
+        for (tokens, ratio), (counts, shares) in PUBLISHED.items():
+            if budget.tokens == (tokens,) or budget.ratio == (ratio,):
+                return replace(budget, stages=shares if facts.own_size else counts)
+        return replace(budget, weights=STAGE_SHARES)
 
     def score(self, view: View) -> Tensor:
         attention = view.attention(view.last).mean(dim=(1, 2))
         if view.stage > 0:
             return attention
-        assert view.reference is not None
         config = self.config
         # What lies on no grid has no spectrum: a factor of one.
         scores = attention.clone()

@@ -18,9 +18,12 @@ class VTRConfig:
 
     enabled: False leaves the model unpruned. strategy: one of `strategy.available()`.
     keep_tokens or retain_ratio, not both: the budget, one number or one a stage; the strategy's
-    published default if neither is given. prune_layer: the layers to prune at, increasing; by the
-    decoder's depth if not given. ref_layers: the layer whose input is the reference.
-    clse_cutoff_ratio, clse_temp, clse_fft_3d: see `strategy.clse.score`.
+    published default if neither is given. budget_basis: what a single number counts: `stages`, what the
+    strategy's own paper means by it; `mean`, the tokens of the mean layer; `flops`, the operations of a decoder
+    with so many tokens at every layer. With the latter two, what the stages keep is scaled, all by one factor.
+    prune_layer: the layers to prune at, increasing; the strategy's own if not given. ref_layers: the layer
+    whose input is the reference. clse_cutoff_ratio, clse_temp, clse_fft_3d: see `strategy.clse.score`.
+    query_aggregation, head_aggregation: see `strategy.priortr`.
 
     Values may be given as people type them: 192, "192", 0.334, [1, 11, 21], "[1,11,21]", "1;10;19",
     "False". Lists are kept as tuples, a single number as a tuple of one. Raises ValueError that names
@@ -31,11 +34,14 @@ class VTRConfig:
     strategy: str
     keep_tokens: tuple[int, ...] | None
     retain_ratio: tuple[float, ...] | None
+    budget_basis: str
     prune_layer: tuple[int, ...] | None
     ref_layers: tuple[int, ...] | None
     clse_cutoff_ratio: float
     clse_temp: float
     clse_fft_3d: bool
+    query_aggregation: str
+    head_aggregation: str
 
     def __init__(
         self,
@@ -43,11 +49,14 @@ class VTRConfig:
         strategy: Any = "clse",
         keep_tokens: Any = None,
         retain_ratio: Any = None,
+        budget_basis: Any = "stages",
         prune_layer: Any = None,
         ref_layers: Any = None,
         clse_cutoff_ratio: Any = 0.1,
         clse_temp: Any = 0.1,
         clse_fft_3d: Any = False,
+        query_aggregation: Any = "question",
+        head_aggregation: Any = "mean",
         **unknown: Any,
     ) -> None:
         check_names(unknown, field_names())
@@ -109,10 +118,13 @@ def _flag(name: str, value: Any) -> bool:
     raise ValueError(f"{name}={value!r}: allowed are True and False")
 
 
-def _strategy(name: str, value: Any) -> str:
-    if value not in available():
-        raise ValueError(f"{name}={value!r}: allowed are {', '.join(available())}")
-    return str(value)
+def _one_of(allowed: Callable[[], tuple[str, ...]]) -> Callable[[str, Any], str]:
+    def read(name: str, value: Any) -> str:
+        if value not in allowed():
+            raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed())}")
+        return str(value)
+
+    return read
 
 
 def _number(value: Any) -> float:
@@ -160,14 +172,17 @@ def _positive(name: str, value: Any) -> float:
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "enabled": _flag,
-    "strategy": _strategy,
+    "strategy": _one_of(available),
     "keep_tokens": _numbers("a whole number of tokens from 1 up, or one a stage", lambda n: n >= 1, whole=True),
     "retain_ratio": _numbers("a ratio above 0 and up to 1, or one a stage", lambda n: 0 < n <= 1, whole=False),
+    "budget_basis": _one_of(lambda: ("stages", "mean", "flops")),
     "prune_layer": _numbers(
-        "a layer from 1 up, or an increasing list of layers", lambda n: n >= 1, whole=True, increasing=True
+        "a layer from 0 up, or an increasing list of layers", lambda n: n >= 0, whole=True, increasing=True
     ),
     "ref_layers": _numbers("one layer from 0 up", lambda n: n >= 0, whole=True, single=True),
     "clse_cutoff_ratio": _positive,
     "clse_temp": _positive,
     "clse_fft_3d": _flag,
+    "query_aggregation": _one_of(lambda: ("question", "last")),
+    "head_aggregation": _one_of(lambda: ("mean", "max")),
 }

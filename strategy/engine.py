@@ -21,6 +21,7 @@ from strategy.attention import attention_rows, rows_of
 from strategy.backbone import Backbone, Layout, find_backbone
 from strategy.base import View
 from strategy.config import VTRConfig
+from strategy.counts import Counter, pair_cost, token_cost
 from strategy.prefill import Group, Prefill, Pruned
 from strategy.record import RunRecord, Stage
 
@@ -29,14 +30,23 @@ ATTRIBUTE = "_pruning_engine"
 # Where a cache keeps what it no longer shows of its prompt, so that its copies keep it too.
 PRUNED = "_pruned_prompt"
 INPUTS = ("input_ids", "inputs_embeds")  # what the tokens of a call are given as, one or the other
+Watch = Callable[[View, Tensor, Tensor], None]
 
 
-def attach(model: nn.Module, config: VTRConfig, backbone: str | None = None, layout: Layout | None = None) -> RunRecord:
+def attach(
+    model: nn.Module,
+    config: VTRConfig,
+    backbone: str | None = None,
+    layout: Layout | None = None,
+    watch: Watch | None = None,
+) -> RunRecord:
     """Put the hooks on a model and return the record they will write.
 
     model: a model of a known backbone; or its bare text decoder, with `layout`, for each sample a list of
-    (start, (T, H, W)), see `Span`, and with `backbone` where the decoder's class serves several. Raises ValueError for
-    an unknown model, a configuration that does not fit the decoder, or a model that is attached already.
+    (start, (T, H, W)), see `Span`, and with `backbone` where the decoder's class serves several. watch: called
+    at each stage for each group of samples alike, with their view, their scores [G, N] and the tokens kept
+    [G, K]; what it does is not counted. Raises ValueError for an unknown model, a configuration that does not
+    fit the decoder, or a model that is attached already.
     """
     family = find_backbone(model, backbone)
     bare = isinstance(model, family.decoders)
@@ -45,7 +55,7 @@ def attach(model: nn.Module, config: VTRConfig, backbone: str | None = None, lay
     decoder = model if bare else family.decoder(model)
     if hasattr(decoder, ATTRIBUTE):
         raise ValueError(f"this {type(model).__name__} is being pruned already: detach it first")
-    engine = Engine(model, decoder, family, config, layout)
+    engine = Engine(model, decoder, family, config, layout, watch)
     for module in (model, decoder):
         setattr(module, ATTRIBUTE, engine)
     return engine.record
@@ -61,10 +71,14 @@ def detach(model: nn.Module) -> None:
 
 @contextmanager
 def prune(
-    model: nn.Module, config: VTRConfig, backbone: str | None = None, layout: Layout | None = None
+    model: nn.Module,
+    config: VTRConfig,
+    backbone: str | None = None,
+    layout: Layout | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[RunRecord]:
     """Prune a model inside a `with`; arguments and errors are those of `attach`."""
-    record = attach(model, config, backbone, layout)
+    record = attach(model, config, backbone, layout, watch)
     try:
         yield record
     finally:
@@ -76,6 +90,9 @@ class Call(threading.local):
 
     layout: Layout | None = None
     prefill: Prefill | None = None
+    part: str | None = None
+    since: Any = None
+    vision: Any = None
 
     def __reduce__(self) -> tuple[type[Call], tuple[()]]:
         # A copy of a model is in no forward call.
@@ -86,19 +103,36 @@ class Engine:
     """The hooks on one model, and the record they write."""
 
     def __init__(
-        self, model: nn.Module, decoder: Any, backbone: Backbone, config: VTRConfig, layout: Layout | None
+        self,
+        model: nn.Module,
+        decoder: Any,
+        backbone: Backbone,
+        config: VTRConfig,
+        layout: Layout | None,
+        watch: Watch | None,
     ) -> None:
         self.model, self.decoder, self.backbone, self.fixed_layout = model, decoder, backbone, layout
+        self.watch = watch
         self.strategy = registry.get(config.strategy)(config) if config.enabled else None
         self.plan = self.strategy.plan(backbone.facts(decoder)) if self.strategy else None
         self.record = RunRecord(config.strategy if config.enabled else "unpruned", len(decoder.layers), self.plan)
+        experts = backbone.experts(decoder)
+        self.costs = [(token_cost(layer, experts), pair_cost(layer)) for layer in decoder.layers]
+        # What was counted once for given shapes need not be counted again.
+        self.counted: dict[Any, int] = {}
         self.call = Call()
         self.handles: list[RemovableHandle] = []
         entry = decoder if isinstance(model, backbone.decoders) else backbone.entry(model)
         self.handles.append(entry.register_forward_pre_hook(self._enter, with_kwargs=True))
         self.handles.append(decoder.register_forward_pre_hook(self._begin, with_kwargs=True))
-        self.handles.append(decoder.register_forward_hook(self._end, always_call=True))
+        self.handles.append(decoder.register_forward_hook(self._end, with_kwargs=True, always_call=True))
         self.handles += backbone.extra_hooks(decoder)
+        if model is not decoder:
+            for module in backbone.vision(model):
+                self.handles.append(module.register_forward_pre_hook(self._begin_vision, with_kwargs=True))
+                self.handles.append(module.register_forward_hook(self._end_vision, always_call=True))
+            head: Any = model
+            self.handles.append(head.get_output_embeddings().register_forward_hook(self._count_head))
         for number, layer in enumerate(decoder.layers):
             self.handles += self._layer_hooks(number, layer)
         self.handles.append(decoder.layers[-1].register_forward_hook(self._finish, with_kwargs=True))
@@ -107,6 +141,8 @@ class Engine:
         handles: list[RemovableHandle] = []
         if self.plan and number == self.plan.reference:
             handles.append(layer.register_forward_pre_hook(self._keep_reference))
+        if self.plan and number == self.plan.layers[0] == 0:
+            handles.append(layer.register_forward_pre_hook(self._before_all, with_kwargs=True))
         if self.plan and number >= self.plan.layers[0]:
             handles.append(layer.register_forward_pre_hook(self._narrow, with_kwargs=True))
         if self.plan:
@@ -159,14 +195,18 @@ class Engine:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
         tokens, cache = _tokens(args, call), call.get("past_key_values")
+        self.call.since = self.record.clock.start(tokens.device)
         if kv.length(cache):
+            self.call.part = self.call.part and "decode"
             return self._continue(args, call, cache, tokens)
+        self.call.part = None
         if hasattr(cache, PRUNED):  # emptied to be used again
             delattr(cache, PRUNED)
         layout, self.call.layout = self.call.layout, None
         if layout is not None and any(layout):
             mask, positions = call.get("attention_mask"), call.get("position_ids")
             state = self.call.prefill = Prefill.start(layout, tokens, mask, positions)
+            self.call.part = "prefill"
             if self.plan:
                 state.added = self.backbone.added(call)
         return args, call
@@ -205,6 +245,14 @@ class Engine:
                 call[name] = state.narrow(name, call[name], mask_4d)
         return args, call
 
+    def _before_all(self, layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
+        """Prune what enters the first layer."""
+        state = self.call.prefill
+        if state is None:
+            return None
+        with torch.no_grad():
+            return (self._prune(state, None, 0, args[0], call, args[0]), *args[1:]), call
+
     def _after(self, number: int, stage: int | None) -> Callable[..., Any]:
         """The hook that prunes behind a layer, if that is a stage, and then adds what the stock loop would add."""
 
@@ -224,44 +272,60 @@ class Engine:
         return hook
 
     def _prune(
-        self, state: Prefill, number: int, stage: int, before: Tensor, call: dict[str, Any], hidden: Tensor
+        self, state: Prefill, number: int | None, stage: int, before: Tensor, call: dict[str, Any], hidden: Tensor
     ) -> Tensor:
-        """Score, select and drop: `before` and `hidden` [B, L, C] are the input and output of a layer."""
+        """Score, select, merge and drop: `before` and `hidden` [B, L, C] are the input and output of a layer."""
         assert self.strategy
         assert self.plan
+        since = self.record.clock.start(hidden.device)
         seen = sum(group.number.numel() for group in state.groups)
         stays = []
         for group in state.groups:
             kept = self.plan.kept(group.whole)[stage]
             first = hidden.shape[1] - group.left.shape[1]
             if kept < group.number.shape[1]:
-                view = self._view(state, group, number, stage, before, call, hidden)
-                # A stable sort breaks ties the same way on every device, which top-k does not.
-                scores = self.strategy.score(view).float()
+                view = self._view(state, group, number, stage, kept, before, call, hidden)
+                with self._scoring(stage, kept, group.grids, view.visual.shape, view.question.shape, hidden.shape[1:]):
+                    scores = self.strategy.score(view).float()
+                    # A stable sort breaks ties the same way on every device, which top-k does not.
+                    order = scores.sort(dim=1, descending=True, stable=True).indices
+                    chosen = order[:, :kept].sort(dim=1).values
+                    weights = self.strategy.merge(view, chosen)
+                    if weights is not None:
+                        merged = (weights @ view.features.float()).to(hidden.dtype)
+                        places = view.visual.gather(1, chosen)
+                        hidden = hidden.index_put((group.rows[:, None].expand_as(places), places), merged)
                 state.finite = state.finite & ~scores.isnan().any() & view.features.isfinite().all()
-                order = scores.sort(dim=1, descending=True, stable=True).indices
-                stay = group.keep(order[:, :kept].sort(dim=1).values)
+                if self.watch:
+                    self.watch(view, scores, chosen)
+                stay = group.keep(chosen)
             else:
                 stay = torch.arange(group.left.shape[1], device=hidden.device).expand(len(group.samples), -1)
             stays.append(stay + first)
         left = sum(group.number.numel() for group in state.groups)
         state.stages.append(Stage(self.plan.layers[stage], seen, left, state.kept()))
-        return state.drop(stays, hidden) if left < seen else hidden
+        hidden = state.drop(stays, hidden) if left < seen else hidden
+        self.record.clock.stop("scoring", since, hidden.device)
+        return hidden
 
     def _view(
         self,
         state: Prefill,
         group: Group,
-        number: int,
+        number: int | None,
         stage: int,
+        keep: int,
         before: Tensor,
         call: dict[str, Any],
         hidden: Tensor,
     ) -> View:
-        layer, cache = self.decoder.layers[number], _cache_of(call)
-        visual = group.visual + hidden.shape[1] - group.left.shape[1]
+        offset = hidden.shape[1] - group.left.shape[1]
+        visual = group.visual + offset
 
         def attention(rows: Tensor) -> Tensor:
+            if number is None:
+                raise ValueError(f"{self.record.strategy} asks for attention, which nothing pays before layer 0")
+            layer, cache = self.decoder.layers[number], _cache_of(call)
             keys = None if cache is None else state.of(group, kv.read(cache, number)[0])
             # Where layers lie on several devices, a layer's arguments may come from that of another.
             cos, sin = (state.of(group, table.to(hidden.device)) for table in self.backbone.rotary(layer, call))
@@ -276,18 +340,65 @@ class Engine:
             )
             return weights.gather(3, visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
 
-        reference = None
-        if state.reference is not None:
-            reference = rows_of(state.of(group, state.reference), group.left.gather(1, group.visual))
+        def reference_at(rows: Tensor) -> Tensor:
+            if state.reference is None:
+                raise ValueError(f"{self.record.strategy} asks for a reference, but its plan names no reference layer")
+            return rows_of(state.of(group, state.reference), group.left.gather(1, rows - offset))
+
         return View(
             stage=stage,
+            samples=tuple(group.samples),
+            keep=keep,
             grids=group.grids,
             on_grid=group.on_grid,
-            features=rows_of(state.of(group, hidden), visual),
-            reference=reference,
+            visual=visual,
             last=state.of(group, state.last) + hidden.shape[1] - state.real.shape[1],
+            question=group.text[:, -group.asked.shape[1] :] + offset,
+            asked=group.asked,
+            features_at=lambda rows: rows_of(state.of(group, hidden), rows),
+            reference_at=reference_at,
             attention=attention,
+            memo=group.memo,
         )
+
+    @contextmanager
+    def _scoring(self, *shapes: Any) -> Iterator[None]:
+        """Count what runs inside, which is the same for the same shapes."""
+        if shapes not in self.counted:
+            with Counter() as counter:
+                yield
+            self.counted[shapes] = counter.total
+        else:
+            yield
+        self.record.multiply_adds["scoring"] += self.counted[shapes]
+
+    def _begin_vision(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
+        given = [value for value in (*args, *call.values()) if torch.is_tensor(value)]
+        # Whole numbers, such as the grids of pictures of many sizes, decide which patches see each other.
+        shapes = [(value.shape, None if value.is_floating_point() else str(value.tolist())) for value in given]
+        key = ("vision", id(module), *shapes)
+        counter = None if key in self.counted else Counter()
+        if counter:
+            counter.__enter__()
+        self.call.vision = key, counter, self.record.clock.start(given[0].device)
+
+    def _end_vision(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.call.vision is None:
+            return
+        (key, counter, since), self.call.vision = self.call.vision, None
+        if counter:
+            counter.__exit__(None, None, None)
+        if output is None:  # it failed
+            return
+        if counter:
+            self.counted[key] = counter.total
+        self.record.multiply_adds["vision"] += self.counted[key]
+        self.record.clock.stop("vision", since, next(module.parameters()).device)
+
+    def _count_head(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        if self.call.part:
+            part = "head" if self.call.part == "prefill" else "decode"
+            self.record.multiply_adds[part] += module.weight.numel() * (output.numel() // output.shape[-1])
 
     def _finish(self, layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> None:
         """Trim the cache of every layer to what is left at the end, and close the record."""
@@ -300,7 +411,10 @@ class Engine:
                 "the weights, or compute in bfloat16 or float32, which overflow later than float16"
             )
         visual = [group.whole for group in state.groups for _ in group.samples if group.whole]
-        self.record.add_stages(visual, state.stages)
+        self.record.add_stages(len(state.real), visual, state.stages)
+        for number, (token, pair) in enumerate(self.costs):
+            length = state.length(sum(s.layer <= number and s.after < s.before for s in state.stages))
+            self.record.multiply_adds["prefill"] += len(state.real) * length * (token + length * pair)
         if cache is None:
             return
         size = 0
@@ -318,8 +432,18 @@ class Engine:
         if (pruned := state.pruned()) is not None:
             setattr(cache, PRUNED, pruned)
 
-    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.call.prefill = None
+    def _end(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> None:
+        state, self.call.prefill = self.call.prefill, None
+        if output is None or self.call.part is None:  # it failed, or is no part of a prompt with visual tokens
+            return
+        self.record.clock.stop(self.call.part, self.call.since, output[0].device)
+        if state is None:
+            batch, new = output[0].shape[:2]
+            held = kv.length(call["past_key_values"])
+            self.record.decoded += batch * new
+            self.record.multiply_adds["decode"] += sum(
+                batch * new * (token + held * pair) for token, pair in self.costs
+            )
 
 
 def _tokens(args: tuple[Any, ...], call: dict[str, Any]) -> Tensor:

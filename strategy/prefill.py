@@ -21,7 +21,8 @@ class Group:
     samples: their numbers in the batch; rows: the same on the device. whole: how many visual tokens each
     had before the first prune; grids, on_grid: theirs, see `View`. left: [G, R], their tokens still there,
     as indices of the whole prompt. visual, text: the places in `left` of the visual and of the other
-    tokens. number: [G, N], the visual tokens still there, in the numbering of the unpruned ones.
+    tokens. number: [G, N], the visual tokens still there, in the numbering of the unpruned ones. asked: [G, R],
+    of the last R of `text`, which are real and stand behind the visual tokens. memo: see `View`.
     """
 
     samples: list[int]
@@ -33,6 +34,8 @@ class Group:
     visual: Tensor
     text: Tensor
     number: Tensor
+    asked: Tensor
+    memo: dict[str, Tensor] = field(default_factory=dict)
 
     def keep(self, chosen: Tensor) -> Tensor:
         """Drop the visual tokens not in `chosen` [G, N'], in order; returns the places that stay in `left`."""
@@ -76,6 +79,9 @@ class Prefill:
         kinds of them, [..., B or 1, S]; counted from 0 if they have none.
         """
         (batch, length), device = tokens.shape[:2], tokens.device
+        real = torch.ones(batch, length, dtype=torch.bool, device=device)
+        if mask is not None and mask.dim() == 2:
+            real = mask.bool()
         alike: dict[tuple[tuple[Grid, int], ...], list[tuple[int, list[int]]]] = {}
         for sample, spans in enumerate(checked(layout, batch, length)):
             places = [at for span in spans for start in span.starts for at in range(start, start + span.frame)]
@@ -85,9 +91,15 @@ class Prefill:
             visual = [places for _, places in members]
             text = [sorted(set(range(length)).difference(places)) for places in visual]
             samples = [sample for sample, _ in members]
+            rows = torch.tensor(samples, device=device)
+            ends = [max(places, default=-1) for places in visual]
+            tail = torch.tensor([others[min(ends) - length + 1 :] for others in text], device=device)
+            asked = real[rows].gather(1, tail) & (tail > torch.tensor(ends, device=device)[:, None])
+            # Where only padding follows a picture, its last token stands for the question.
+            asked[:, -1] |= ~asked.any(1)
             group = Group(
                 samples=samples,
-                rows=torch.tensor(samples, device=device),
+                rows=rows,
                 whole=len(visual[0]),
                 grids=tuple(grid for grid, _ in kinds),
                 on_grid=_on_grid(kinds, device),
@@ -95,11 +107,9 @@ class Prefill:
                 visual=torch.tensor(visual, dtype=torch.long, device=device),
                 text=torch.tensor(text, dtype=torch.long, device=device),
                 number=torch.arange(len(visual[0]), device=device).expand(len(members), -1),
+                asked=asked,
             )
             groups.append(group)
-        real = torch.ones(batch, length, dtype=torch.bool, device=device)
-        if mask is not None and mask.dim() == 2:
-            real = mask.bool()
         last = (real * torch.arange(length, device=device)).amax(dim=1, keepdim=True)
         if positions is None:
             positions = torch.arange(length, device=device)[None]
@@ -117,6 +127,7 @@ class Prefill:
                     setattr(holder, name, value.to(device))
         for group in self.groups:
             group.on_grid = tuple(tensor.to(device) for tensor in group.on_grid)
+            group.memo = {name: value.to(device) for name, value in group.memo.items()}
         self.takes = [take.to(device) for take in self.takes]
 
     def of(self, group: Group, tensor: Tensor) -> Tensor:
@@ -194,6 +205,10 @@ class Prefill:
         itself = torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
         hidden = padding[:, None, None] & ~itself
         return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+
+    def length(self, prunes: int) -> int:
+        """How long the sequence is after so many prunes."""
+        return (self.takes[prunes - 1] if prunes else self.real).shape[1]
 
     def cache_places(self, pruned_before: int) -> Tensor | None:
         """Places [B, L] in a layer's cache of what is left at the end, if so many prunes came before it."""

@@ -1,10 +1,15 @@
 """What a pruned run really did."""
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from strategy.base import Plan
+from strategy.counts import Clock
+
+PARTS = ("vision", "prefill", "scoring", "head")
 
 
 @dataclass(frozen=True)
@@ -26,58 +31,91 @@ class RunRecord:
     """What happened since the engine was attached; sums run over samples.
 
     plan: None if nothing is pruned. stages: the prunes of the last prefill that had visual tokens.
-    samples: prefilled samples with visual tokens; the sums are theirs. kept_sum: tokens left, a stage.
-    token_layers: visual tokens times the layers that saw them. cache_length, cache_bytes: what the KV
-    cache held after the prefill, measured on its tensors.
+    prompts: prefilled samples, all those of calls with visual tokens; samples: those of them that had some
+    themselves. kept_sum: tokens left, a stage. layer_sums: visual tokens, a layer. cache_length, cache_bytes:
+    what the KV cache held after the prefill, measured on its tensors. multiply_adds: by part, see `means`.
+    decoded: tokens decoded. clock: seconds by part, `prefill` with its scoring.
     """
 
     strategy: str
     depth: int
     plan: Plan | None
     stages: list[Stage] = field(default_factory=list)
+    prompts: int = 0
     samples: int = 0
     visual_sum: int = 0
     kept_sum: list[int] = field(default_factory=list)
-    token_layers: int = 0
+    layer_sums: list[int] = field(default_factory=list)
     cache_length_sum: int = 0
     cache_bytes_sum: float = 0
+    decoded: int = 0
+    multiply_adds: Counter[str] = field(default_factory=Counter)
+    clock: Clock = field(default_factory=Clock)
 
-    def add_stages(self, visual: list[int], stages: list[Stage]) -> None:
-        """Count a finished prefill of samples with so many visual tokens each."""
+    def add_stages(self, prompts: int, visual: list[int], stages: list[Stage]) -> None:
+        """Count a finished prefill of so many samples, of which some had so many visual tokens each."""
         self.stages = stages
+        self.prompts += prompts
         self.samples += len(visual)
         self.visual_sum += sum(visual)
         self.kept_sum = self.kept_sum or [0] * len(stages)
-        tokens, from_layer = sum(visual), 0
+        self.layer_sums = self.layer_sums or [0] * self.depth
         for number, stage in enumerate(stages):
             self.kept_sum[number] += stage.after
-            self.token_layers += tokens * (stage.layer - from_layer)
-            tokens, from_layer = stage.after, stage.layer
-        self.token_layers += tokens * (self.depth - from_layer)
+        for layer in range(self.depth):
+            self.layer_sums[layer] += next((s.after for s in reversed(stages) if s.layer <= layer), sum(visual))
 
     def add_cache(self, samples: int, length: int, size: float) -> None:
         """Count the cache a finished prefill left: its length, and its size in bytes a sample."""
         self.cache_length_sum += samples * length
         self.cache_bytes_sum += samples * size
 
-    def means(self) -> dict[str, float | list[float]]:
-        """The sums a sample: tokens, tokens kept, mean tokens a layer, cache length, cache bytes."""
-        count = max(1, self.samples)
+    def means(self) -> dict[str, Any]:
+        """The sums a sample, ready for JSON.
+
+        visual_tokens, kept_tokens (a stage), tokens_by_layer, tokens_per_layer (the mean layer), cache_length,
+        cache_bytes, decoded_tokens. multiply_adds of a prefill by part: vision (tower and projector), prefill
+        (the decoder's layers), scoring (with selecting and merging), head; and decode, those of one decoded
+        token, head included. seconds: vision, prefill (without scoring), scoring, decode (all tokens).
+        """
+        count, prompts = max(1, self.samples), max(1, self.prompts)
+        costs, seconds = self.multiply_adds, defaultdict(float, self.clock.seconds())
+        seconds["prefill"] -= seconds["scoring"]
         return {
             "visual_tokens": self.visual_sum / count,
             "kept_tokens": [kept / count for kept in self.kept_sum],
-            "tokens_per_layer": self.token_layers / count / self.depth,
+            "tokens_by_layer": [tokens / count for tokens in self.layer_sums],
+            "tokens_per_layer": sum(self.layer_sums) / count / self.depth,
             "cache_length": self.cache_length_sum / count,
             "cache_bytes": self.cache_bytes_sum / count,
+            "decoded_tokens": self.decoded / prompts,
+            "multiply_adds": {part: costs[part] / prompts for part in PARTS}
+            | {"decode": costs["decode"] / max(1, self.decoded)},
+            "seconds": {part: seconds[part] / prompts for part in ("vision", "prefill", "scoring", "decode")},
         }
 
+    def numbers(self) -> dict[str, float]:
+        """The means that are single numbers, under one name each."""
+        found: dict[str, float] = {}
+        for name, value in self.means().items():
+            if isinstance(value, dict):
+                found.update((f"{name}_{part}", number) for part, number in value.items())
+            elif not isinstance(value, list):
+                found[name] = value
+        return found
+
     def summary(self) -> str:
-        """One line on the run."""
+        """A few lines on the run."""
         means = self.means()
-        kept = "/".join(f"{value:g}" for value in means["kept_tokens"])  # type: ignore[union-attr]
+        kept = "/".join(f"{value:g}" for value in means["kept_tokens"])
         where = f"prune layers {list(self.plan.layers)}" if self.plan else "unpruned"
+        costs, seconds = means["multiply_adds"], means["seconds"]
         return (
             f"{self.strategy}: {where}, {means['visual_tokens']:g} visual tokens"
             + (f" kept {kept}" if kept else "")
-            + f", cache length {means['cache_length']:g}, {self.samples} samples (means over samples)"
+            + f", {means['tokens_per_layer']:.1f} in the mean layer, cache length {means['cache_length']:g}, "
+            f"{means['cache_bytes']:,.0f} bytes, {self.samples} samples (means over samples)\n"
+            + f"multiply-adds: {', '.join(f'{part} {costs[part]:.3g}' for part in PARTS)} for a prefill, "
+            f"{costs['decode']:.3g} for a decoded token\n"
+            + f"seconds: {', '.join(f'{part} {value:.4f}' for part, value in seconds.items())}"
         )

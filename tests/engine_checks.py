@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.cache_utils import DynamicCache
 
 import strategy
@@ -191,9 +192,32 @@ def prefill(family: Family, decoder: Any, batch: Batch, cache: Any = None) -> Te
     return family.run(decoder, batch.embeddings, batch.mask, batch.positions(), cache, batch.extra(family))
 
 
+Merges = dict[tuple[int, int], Tensor]
+"""By stage and sample, the weights [K, N] by which the kept tokens became sums."""
+
+
 @contextmanager
-def hiding(decoder: Any, visual: list[Tensor], real: Tensor, prompt: int, stages: list[Any]) -> Iterator[None]:
-    """Give each layer of a stock decoder a mask that hides what is pruned there.
+def merges_of(name: str) -> Iterator[Merges]:
+    """What a strategy merges meanwhile."""
+    kind, seen = strategy.registry.get(name), {}
+    plain = kind.merge
+
+    def merge(self: Any, view: Any, kept: Tensor) -> Tensor | None:
+        weights = plain(self, view, kept)
+        if weights is not None:
+            seen.update({(view.stage, sample): own for sample, own in zip(view.samples, weights, strict=True)})
+        return weights
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "merge", merge)
+        yield seen
+
+
+@contextmanager
+def hiding(
+    decoder: Any, visual: list[Tensor], real: Tensor, prompt: int, stages: list[Any], merges: Merges
+) -> Iterator[None]:
+    """Give each layer of a stock decoder a mask that hides what is pruned there, and merge what was merged.
 
     visual: each sample's visual tokens. real: [B, L], prompts of length `prompt` and what follows them.
     Later tokens see the final kept set at every layer, since the whole cache is trimmed to it.
@@ -219,10 +243,31 @@ def hiding(decoder: Any, visual: list[Tensor], real: Tensor, prompt: int, stages
 
         return hook
 
-    handles = [
-        layer.register_forward_pre_hook(hook_for(number), with_kwargs=True)
-        for number, layer in enumerate(decoder.layers)
-    ]
+    def merged(stage: int, hidden: Tensor) -> Tensor:
+        hidden = hidden.clone()
+        for sample, places in enumerate(visual):
+            if (stage, sample) in merges:
+                there = places[stages[stage - 1].kept[sample]] if stage else places
+                kept = places[stages[stage].kept[sample]]
+                hidden[sample, kept] = merges[stage, sample] @ hidden[sample, there]
+        return hidden
+
+    def before(stage: int) -> Any:
+        return lambda layer, args: (merged(stage, args[0]), *args[1:])
+
+    def after(stage: int) -> Any:
+        def hook(layer: nn.Module, args: Any, output: Any) -> Any:
+            return (merged(stage, output[0]), *output[1:]) if isinstance(output, tuple) else merged(stage, output)
+
+        return hook
+
+    layers = decoder.layers
+    handles = [layer.register_forward_pre_hook(hook_for(at), with_kwargs=True) for at, layer in enumerate(layers)]
+    for number, stage in enumerate(stages):
+        if stage.layer:
+            handles.append(layers[stage.layer - 1].register_forward_hook(after(number)))
+        else:
+            handles.append(layers[0].register_forward_pre_hook(before(number)))
     try:
         yield
     finally:
@@ -230,14 +275,16 @@ def hiding(decoder: Any, visual: list[Tensor], real: Tensor, prompt: int, stages
             handle.remove()
 
 
-def masked_oracle(family: Family, decoder: Any, batch: Batch, later: Tensor, stages: list[Any]) -> Tensor:
-    """The stock decoder on the prompts and later tokens at once, with what is pruned hidden."""
+def masked_oracle(
+    family: Family, decoder: Any, batch: Batch, later: Tensor, stages: list[Any], merges: Merges
+) -> Tensor:
+    """The stock decoder on the prompts and later tokens at once, with what is pruned hidden, what is merged merged."""
     (samples, prompt), more = batch.embeddings.shape[:2], later.shape[1]
     real = torch.ones(samples, prompt + more, dtype=torch.bool)
     if batch.mask is not None:
         real[:, :prompt] = batch.mask.bool()
     embeddings = torch.cat([batch.embeddings, later], dim=1)
-    with hiding(decoder, [batch.visual(sample) for sample in range(samples)], real, prompt, stages):
+    with hiding(decoder, [batch.visual(sample) for sample in range(samples)], real, prompt, stages, merges):
         return family.run(decoder, embeddings, None, batch.positions(more), None, batch.extra(family, more))
 
 
@@ -258,15 +305,27 @@ def batch(request: pytest.FixtureRequest, family: Family) -> Batch:
     return make(request.param, family.decoder("sdpa").config.hidden_size)
 
 
+def first_layers(name: str) -> list[int]:
+    """The earliest layers that a strategy prunes at: 1, and 0 for one that needs no attention."""
+    try:
+        strategy.registry.get(name)(VTRConfig(strategy=name, prune_layer=0)).plan(strategy.Facts(12, 576))
+    except ValueError:
+        return [1]
+    return [1, 0]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", strategy.available())
-def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, batch, name, attention):
+@pytest.mark.parametrize(("name", "first"), [(name, at) for name in strategy.available() for at in first_layers(name)])
+def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, batch, name, first, attention):
     decoder = family.decoder(attention)
     samples, prompt, width = batch.embeddings.shape
     later = torch.randn(samples, STEPS, width, generator=torch.Generator().manual_seed(1))
     positions, cache = batch.positions(STEPS), family.cache()
-    config = VTRConfig(strategy=name, keep_tokens=[20, 12, 5], **STAGES)
-    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
+    config = VTRConfig(strategy=name, keep_tokens=[20, 12, 5], **STAGES | {"prune_layer": [first, 4, 8]})
+    with (
+        merges_of(name) as merges,
+        strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run,
+    ):
         hidden = prefill(family, decoder, batch, cache)
         steps = []
         for step in range(STEPS):
@@ -274,7 +333,7 @@ def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, bat
             mask = None if batch.mask is None else torch.cat([batch.mask, batch.mask.new_ones(samples, step + 1)], 1)
             new = later[:, step : step + 1]
             steps.append(family.run(decoder, new, mask, positions[:, upto - 1 : upto], cache))
-    expected = masked_oracle(family, decoder, batch, later, run.stages)
+    expected = masked_oracle(family, decoder, batch, later, run.stages, merges)
     left = [left_of(batch, sample, run.stages[-1]) for sample in range(samples)]
     assert hidden.shape[1] == max(map(len, left))
     assert {cache_read(cache, layer)[0].shape[2] for layer in range(len(decoder.layers))} == {
@@ -407,6 +466,39 @@ def test_keeping_everything_is_the_stock_model_to_the_last_bit(family, batch, co
     assert torch.equal(hidden, stock)
     assert all(stage.before == stage.after for stage in run.stages)
     assert run.means()["cache_length"] == batch.embeddings.shape[1]
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's own counter, told what its CPU kernel of attention costs, queries times keys times width, twice."""
+
+    def flops(query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * 2 * math.prod(query) * key[2]
+
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: flops})
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", strategy.available())
+def test_the_counts_are_those_of_torch(family, name, attention):
+    decoder, cache = family.decoder(attention), family.cache()
+    batch = make("images of different size", decoder.config.hidden_size)
+    config = VTRConfig(strategy=name, keep_tokens=[20, 12, 5], **STAGES)
+    seen = []
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout) as run:
+        for _ in range(2):  # the second time some are remembered
+            with flop_counter() as counter:
+                prefill(family, decoder, batch, cache := family.cache())
+            seen.append(counter.get_total_flops() / 2)
+        with flop_counter() as counter:
+            for step in range(3):
+                positions = torch.full((3, 1), 110 + step)
+                family.run(decoder, batch.embeddings[:, :1], None, positions, cache)
+    costs = run.means()["multiply_adds"]
+    assert costs["scoring"] > 0 or name in ("random", "uniform")
+    assert 3 * (costs["prefill"] + costs["scoring"]) == pytest.approx(sum(seen) / 2, rel=0.01)
+    assert costs["decode"] == pytest.approx(counter.get_total_flops() / 2 / 9, rel=0.01)
+    assert (run.prompts, run.samples, run.decoded) == (6, 6, 9)
 
 
 def test_text_alone_is_the_stock_model_to_the_last_bit(family):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_checks import STAGES, TOLERANCE, Batch, all_hooks, left_of, make, masked_oracle, prefill
+from engine_checks import STAGES, TOLERANCE, Batch, all_hooks, left_of, make, masked_oracle, merges_of, prefill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -72,11 +72,14 @@ def test_any_prompt_and_any_knobs_give_the_stock_model_with_the_pruned_tokens_hi
     generator = torch.Generator().manual_seed(seed % 2**63)
     embeddings = torch.randn(*mask.shape, decoder.config.hidden_size, generator=generator)
     batch = Batch(embeddings, mask, layout)
-    with strategy.prune(decoder, config, backbone=family.name, layout=layout) as run:
+    with (
+        merges_of(config.strategy) as merges,
+        strategy.prune(decoder, config, backbone=family.name, layout=layout) as run,
+    ):
         hidden = prefill(family, decoder, batch)
     assert all_hooks(decoder) == 0
     assert torch.isfinite(hidden).all()
-    expected = masked_oracle(family, decoder, batch, embeddings[:, :0], run.stages)
+    expected = masked_oracle(family, decoder, batch, embeddings[:, :0], run.stages, merges)
     for sample in range(len(layout)):
         before = len(batch.visual(sample))
         for stage, count in zip(run.stages, run.plan.kept(before) if before else [0] * 3, strict=False):

@@ -192,7 +192,7 @@ def ask_oracle(tiny: Tiny, prompts: Prompts, tokens: Tensor, stages: list[Any]) 
             layer.self_attn.register_forward_hook(lambda module, args, out: attention.append(out[1])),
         ]
     try:
-        with hiding(decoder, prompts.visual, call["attention_mask"].bool(), prompts.length, stages):
+        with hiding(decoder, prompts.visual, call["attention_mask"].bool(), prompts.length, stages, {}):
             logits = model(**call, position_ids=positions, use_cache=False).logits
     finally:
         for handle in handles:
@@ -234,6 +234,15 @@ def test_generate_is_the_stock_model_with_the_pruned_tokens_hidden(tiny, prompts
         if len(places):
             for stage, kept in zip(run.stages, chosen(oracle, prompts, layers, sample), strict=True):
                 assert torch.equal(stage.kept[sample], kept)
+
+
+def test_generate_after_a_prune_before_the_first_layer_is_so_too(tiny, prompts):
+    model = tiny.model("sdpa")
+    config = VTRConfig(strategy="uniform", prune_layer=[0, 4, 8], retain_ratio=SHARES)
+    with strategy.prune(model, config) as run:
+        tokens, logits = generate(model, prompts)
+    assert [stage.layer for stage in run.stages] == [0, 4, 8]
+    torch.testing.assert_close(logits, ask_oracle(tiny, prompts, tokens, run.stages).logits, **TOLERANCE)
 
 
 @pytest.mark.parametrize("masked", [True, False])

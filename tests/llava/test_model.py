@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 import strategy
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
-from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.mm_utils import get_model_name_from_path, pad_left, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from strategy import VTRConfig
 
@@ -128,6 +128,27 @@ def test_generation_of_every_kind_starts_from_the_same_pruned_prompt(loaded, pic
         assert sampled.tolist() == greedy.tolist()
         assert model.generate(**call, use_cache=False).shape[0] == 1
     assert model.generate(**call).shape[0] == 1
+
+
+@pytest.mark.parametrize("name", strategy.available())
+def test_generation_is_a_loop_by_hand_for_every_strategy(loaded, pictures, name):
+    tokenizer, model, processor, _ = loaded
+    questions = ("How many objects are there?", "Is there a red circle in the picture?")
+    ids, mask = pad_left([prompt_ids(tokenizer, question) for question in questions])
+    pixels = process_images(pictures[:2], processor, model.config)
+    with torch.no_grad(), strategy.prune(model, VTRConfig(strategy=name, keep_tokens=9)) as run:
+        said = model.generate(ids, images=pixels, attention_mask=mask, max_new_tokens=4, min_new_tokens=4)
+        embeddings, mask, layout = model.embed_prompts(ids, mask, pixels)
+        given = {"inputs_embeds": embeddings, "attention_mask": mask, "visual_layout": layout}
+        cache, steps = DynamicCache(), []
+        for _ in range(4):
+            output = model(**given, past_key_values=cache, use_cache=True)
+            output.logits[..., tokenizer.eos_token_id] = -torch.inf  # as min_new_tokens has it
+            steps.append(output.logits[:, -1:].argmax(-1))
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            given = {"input_ids": steps[-1], "attention_mask": mask}
+    assert torch.equal(said, torch.cat(steps, dim=1))
+    assert run.samples == 4
 
 
 def test_prompts_and_pictures_must_match(loaded, pictures):

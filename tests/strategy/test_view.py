@@ -1,9 +1,9 @@
-"""What a strategy is shown of tokens that lie on no grid."""
+"""What a strategy makes of tokens that lie on no grid."""
 
 import torch
+from views import view_of
 
 from strategy import VTRConfig
-from strategy.base import View
 from strategy.clse import CLSE, evolution_factor, score, spectral_energy
 
 
@@ -13,15 +13,7 @@ def test_class_tokens_have_a_factor_of_one_and_leave_the_grid_whole():
     reference, features = torch.randn(2, 3, 2 * frame, 8, generator=generator).unbind(0)
     attention = torch.rand(3, 2 * frame, generator=generator)
     on_grid = torch.tensor([i for i in range(2 * frame) if i % frame])
-    view = View(
-        stage=0,
-        grids=(grid,),
-        on_grid=(on_grid,),
-        features=features,
-        reference=reference,
-        last=torch.zeros(3, 1, dtype=torch.long),
-        attention=lambda rows: attention[:, None, None],
-    )
+    view = view_of(features, attention[:, None, None], (grid,), on_grid=(on_grid,), reference=reference)
     scores = CLSE(VTRConfig(keep_tokens=9)).score(view)
     assert torch.equal(scores[:, [0, frame]], attention[:, [0, frame]])
     patches = (tensor[:, on_grid] for tensor in (reference, features, attention))

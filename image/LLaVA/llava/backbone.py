@@ -54,6 +54,11 @@ class LlamaBackbone(Backbone):
                 call["attention_mask"] = mask[:, None, None] * causal
             return args, call | {"past_key_values": cache}
 
+        def end(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> None:
+            if isinstance(cache := call.get("past_key_values"), DynamicCache):
+                # It counted what the first layer was given, which a prune before it made fewer.
+                cache.seen_tokens = here.seen
+
         def whole_table(module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
             # This Llama cuts its rotary table to the cache's length, but kept tokens keep their positions.
             return args, call | {"seq_len": max(call["seq_len"], module.max_seq_len_cached, here.seen)}
@@ -61,6 +66,7 @@ class LlamaBackbone(Backbone):
         tables = [layer.self_attn.rotary_emb for layer in decoder.layers]
         return [
             decoder.register_forward_pre_hook(begin, with_kwargs=True),
+            decoder.register_forward_hook(end, with_kwargs=True),
             *(table.register_forward_pre_hook(whole_table, with_kwargs=True) for table in tables),
         ]
 
@@ -71,6 +77,9 @@ class LlavaBackbone(LlamaBackbone):
     name = "llava"
     models = (LlavaLlamaForCausalLM,)
     nominal_tokens = 576
+
+    def vision(self, model: LlavaLlamaForCausalLM) -> list[nn.Module]:
+        return [part for part in (model.model.vision_tower, model.model.mm_projector) if part is not None]
 
 
 register_backbone(LlavaBackbone())

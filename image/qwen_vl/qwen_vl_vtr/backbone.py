@@ -20,6 +20,9 @@ class QwenBackbone(Backbone):
     def entry(self, model: Any) -> nn.Module:
         return model.model
 
+    def vision(self, model: Any) -> list[nn.Module]:
+        return [model.model.visual]
+
     def layout(self, model: Any, call: Mapping[str, Any]) -> Layout | None:
         config, ids = model.config, call.get("input_ids")
         given = {config.image_token_id: "image_grid_thw", config.video_token_id: "video_grid_thw"}

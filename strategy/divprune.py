@@ -1,0 +1,49 @@
+"""DivPrune (CVPR 2025, arXiv 2503.02175): the tokens that differ most from one another, before the first layer."""
+
+import torch
+from torch import Tensor
+
+from strategy.base import Facts, Plan, Strategy, View
+from strategy.registry import register
+
+
+def most_diverse(features: Tensor, count: int) -> Tensor:
+    """Greedy solution of the max-min diversity problem (equation 3): the chosen tokens, in order, [G, count].
+
+    features: [G, N, C]. The distance of two tokens is one minus the cosine of their features. The first token
+    is the one farthest from its nearest neighbour, each next one that farthest from all chosen so far; of
+    equal ones the first.
+    """
+    # What is not finite has no direction; whoever asked sees that on the features.
+    unit = torch.nn.functional.normalize(features.float(), dim=-1).nan_to_num()
+    distance = 1 - unit @ unit.transpose(1, 2)
+    itself = torch.eye(features.shape[1], dtype=torch.bool, device=features.device)
+    places = torch.arange(features.shape[1], device=features.device)
+    nearest = distance.masked_fill(itself, torch.inf).amin(-1)
+    gone = torch.zeros_like(nearest, dtype=torch.bool)
+    chosen: list[Tensor] = []
+    for _ in range(count):
+        open_ = nearest.masked_fill(gone, -torch.inf)
+        # Which of equal maxima argmax returns is not said, and differs between devices.
+        best = places.where(open_ == open_.amax(-1, keepdim=True), len(places)).amin(-1, keepdim=True)
+        new = distance.take_along_dim(best[..., None], 1)[:, 0]
+        nearest = torch.minimum(nearest, new) if chosen else new
+        gone = gone | (places == best)
+        chosen.append(best)
+    return torch.cat(chosen, dim=1)
+
+
+@register("divprune")
+class DivPrune(Strategy):
+    """The set of tokens whose least cosine distance is greatest (section 3); no question is needed.
+
+    One stage before the first layer, on the projected features, 9.8 % of the tokens, as published.
+    """
+
+    def plan(self, facts: Facts) -> Plan:
+        return Plan.resolve(self.config.prune_layer or (0,), None, self.budget(ratio=0.098), facts, earliest=0)
+
+    def score(self, view: View) -> Tensor:
+        chosen = most_diverse(view.features, view.keep)
+        rank = torch.arange(view.keep, 0, -1, device=chosen.device).float()
+        return torch.zeros(view.visual.shape, device=chosen.device).scatter(1, chosen, rank.expand_as(chosen))

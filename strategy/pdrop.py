@@ -1,0 +1,28 @@
+"""PyramidDrop (CVPR 2025, arXiv 2410.17247): the deeper the layer, the fewer visual tokens."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from strategy.base import Facts, Plan, Strategy, View
+from strategy.registry import register
+
+
+@register("pdrop")
+class PyramidDrop(Strategy):
+    """The attention that the last instruction token pays each visual token (section 3.2).
+
+    Pruned at 1/4, 1/2 and 3/4 of the depth; after each stage a share lambda of what was left before stays,
+    0.5 as published. A single budget is what the first stage keeps, so its share is lambda: 0.5, 0.25, 0.125.
+    """
+
+    def plan(self, facts: Facts) -> Plan:
+        layers = self.config.prune_layer or tuple(round(facts.depth * quarter / 4) for quarter in (1, 2, 3))
+        budget = self.budget(ratio=0.5)
+        share = budget.share(facts)
+        return Plan.resolve(
+            layers, None, replace(budget, weights=tuple(share**stage for stage in range(len(layers)))), facts
+        )
+
+    def score(self, view: View) -> Tensor:
+        return view.attention(view.last).mean(dim=(1, 2))

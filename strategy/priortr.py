@@ -1,0 +1,45 @@
+"""PriorTR (arXiv 2606.24156): what the question adds to the attention that is paid before it is read."""
+
+import torch
+from torch import Tensor
+
+from strategy.base import Facts, Plan, Strategy, View
+from strategy.registry import register
+
+EPS = 1e-10
+
+
+def divergence(posterior: Tensor, prior: Tensor) -> Tensor:
+    """Each token's part in the Kullback-Leibler divergence, S = P log(P / Q).
+
+    posterior, prior: attention [G, N]; both are normalised over the N visual tokens. Returns float32 [G, N].
+    """
+    p, q = (x.float() / (x.float().sum(-1, keepdim=True) + EPS) for x in (posterior, prior))
+    return p * torch.log((p + EPS) / (q + EPS))
+
+
+@register("priortr")
+class PriorTR(Strategy):
+    """S = P log(P / Q), P the attention of the question and Q that of the first token behind the picture.
+
+    Attention is causal, so that first token knows nothing of the question: one prefill gives both. P is the
+    mean over all tokens behind the visual ones (`query_aggregation=question`) or that of the last one alone
+    (`last`); heads count by their mean or their maximum (`head_aggregation`). One stage at layer 3, 192 tokens.
+    """
+
+    def plan(self, facts: Facts) -> Plan:
+        return Plan.resolve(self.config.prune_layer or (3,), None, self.budget(tokens=192), facts)
+
+    def score(self, view: View) -> Tensor:
+        attention = self.heads(view.attention(view.question))
+        first = view.asked & (view.asked.cumsum(1) == 1)
+        prior = (attention * first[..., None]).sum(1)
+        if self.config.query_aggregation == "last":
+            posterior = self.heads(view.attention(view.last))[:, 0]
+        else:
+            posterior = (attention * view.asked[..., None]).sum(1) / view.asked.sum(1, keepdim=True)
+        return divergence(posterior, prior)
+
+    def heads(self, attention: Tensor) -> Tensor:
+        """Attention [G, heads, R, N] without its heads, [G, R, N]."""
+        return attention.amax(1) if self.config.head_aggregation == "max" else attention.mean(1)
