@@ -40,6 +40,8 @@ BACKBONES = {
 }
 
 VIDEO = "video/Video-LLaVA"
+DEMO = ("--budgets", "192,128,64", "--output", "results/demo")
+COMMANDS = ("compare", "look")  # of the package comparison, told which model and weights
 
 nox.options.sessions = ["lint", "strategy", *BACKBONES, "video"]
 
@@ -56,11 +58,20 @@ def install(session: nox.Session, folder: str) -> None:
     session.install("--no-deps", *(part for path in (*own_packages(folder).values(), folder) for part in ("-e", path)))
 
 
-def tested(session: nox.Session, folder: str, tests: str) -> bool:
+def tested(session: nox.Session, folder: str, tests: str, model: str, checkpoint: str) -> bool:
     """Install a backbone and run its tests; or the command after `--`, and then return False."""
     install(session, folder)
-    session.run(*(session.posargs or ("pytest", tests)), external=bool(session.posargs))
+    if session.posargs and session.posargs[0] in COMMANDS:
+        command(session, model, checkpoint, *session.posargs)
+    else:
+        session.run(*(session.posargs or ("pytest", tests)), external=bool(session.posargs))
     return not session.posargs
+
+
+def command(session: nox.Session, model: str, checkpoint: str, name: str, *arguments: str) -> None:
+    """Run a command of the package comparison on a small checkpoint, or on the weights that the arguments name."""
+    asked = ["--model", model, "--pretrained", checkpoint, "--include_path", TASKS]
+    session.run("python", "-m", f"comparison.{name}", *asked, *arguments)
 
 
 def backbone(row: Backbone) -> Callable[[nox.Session], None]:
@@ -68,7 +79,7 @@ def backbone(row: Backbone) -> Callable[[nox.Session], None]:
 
     def run(session: nox.Session) -> None:
         """Test a backbone and evaluate its small checkpoint on a few questions, or run the command after `--`."""
-        if not tested(session, row.folder, row.tests):
+        if not tested(session, row.folder, row.tests, row.model, row.checkpoint):
             return
         arguments = f"pretrained={row.checkpoint},strategy=clse,keep_tokens=192"
         command = ["python", "-m", "lmms_eval", "--model", row.model, "--model_args", arguments]
@@ -85,7 +96,7 @@ for name, row in BACKBONES.items():
 @nox.session(python=PYTHON)
 def video(session: nox.Session) -> None:
     """Test Video-LLaVA and its script, unpruned and at two budgets, or run the command after `--`."""
-    if not tested(session, VIDEO, "tests/video"):
+    if not tested(session, VIDEO, "tests/video", "videollava", f"{CHECKPOINTS}/shapes-video"):
         return
     output = (RESULTS / session.name).absolute()
     shutil.rmtree(output, ignore_errors=True)  # what lies there would be gone on with, not answered anew
@@ -106,9 +117,10 @@ def video(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def strategy(session: nox.Session) -> None:
-    """Test the package `strategy` alone, with nothing but torch."""
+    """Test the package `strategy` with nothing but torch, and the tables and reports of `comparison`."""
     install(session, ".")
     session.run("pytest", "tests/strategy")
+    session.run("pytest", "tests/comparison")
 
 
 @nox.session(python=PYTHON)
@@ -125,15 +137,14 @@ def demo(session: nox.Session) -> None:
     """Evaluate a small checkpoint unpruned and at three budgets; `-- BACKBONE` picks another than llava."""
     row = BACKBONES[session.posargs[0] if session.posargs else "llava"]
     install(session, row.folder)
-    arguments = ["--model", row.model, "--checkpoint", row.checkpoint, "--task", row.task]
-    session.run("python", "examples/shapes/demo.py", *arguments)
+    command(session, row.model, row.checkpoint, "compare", "--strategies", "clse", *DEMO, "--tasks", row.task)
 
 
 @nox.session(python=False)
 def lock(session: nox.Session) -> None:
     """Resolve every environment anew and write its lock file."""
     for folder in (".", *(row.folder for row in BACKBONES.values()), VIDEO):
-        groups = ["--group", "test"] + ["--group", "lint"] * (folder == ".")
+        groups = ["--group", "test", "--group", "compare"] + ["--group", "lint"] * (folder == ".")
         own = [part for name in own_packages(folder) for part in ("--no-emit-package", name)]
         with session.chdir(folder):
             session.run(

@@ -1,15 +1,18 @@
 """The lmms-eval model `llava_vtr`: LLaVA-1.5, pruned by any strategy."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.utils import Collator
 from loguru import logger
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 
@@ -71,11 +74,14 @@ class LlavaVTR(lmms):
         return self._answer(requests, self._generate_all, "")
 
     def _answer(self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]], nothing: Any) -> Any:
+        start = time.perf_counter()
         try:
             answers = answer_readable(self, requests, answer, nothing, lambda told: logger.error(f"llava_vtr: {told}"))
         except ValueError as error:
             raise SystemExit(f"llava_vtr: {error}") from None
         logger.info(f"llava_vtr {self.record.summary()}")
+        seconds, tokens = time.perf_counter() - start, self.record.decoded
+        log_metrics(seconds, tokens, tokens / seconds, self.record.numbers())
         return answers
 
     def _generate_all(self, requests: list[Instance]) -> list[str]:
@@ -94,6 +100,13 @@ class LlavaVTR(lmms):
                 answers += self._generate(contexts, pictures, dict(arguments[0]))
                 bar.update(len(chunk))
         return collator.get_original(answers)
+
+    def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        """Pictures as the grids of their tokens cover them."""
+        processor = self.image_processor
+        mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+        pixels = process_images(list(pictures), processor, self.model.config)
+        return [to_pil_image((picture * std + mean).clamp(0, 1)) for picture in pixels]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """For each request the mean negative log-likelihood of its continuation, and whether it is greedy.

@@ -2,13 +2,17 @@
 
 import inspect
 import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lmms_eval.api.instance import Instance
+from lmms_eval.models.model_utils.gen_metrics import get_logged_metrics_history, log_metrics
 from loguru import logger
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
@@ -57,12 +61,17 @@ class PrunedQwen:
             reason, named = " ".join(str(error).split()), arguments.get("pretrained", "the default checkpoint")
             raise SystemExit(f"{self.model_id}: {named}: broken weights or configuration ({reason})") from None
 
+    def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        """Pictures as the grids of their tokens cover them: whole."""
+        return [picture.convert("RGB") for picture in pictures]
+
     def generate_until(self, requests: list[Instance]) -> list[Any]:
         """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
 
         def tell(told: str) -> None:
             logger.error(f"{self.model_id}: {told}")
 
+        start = time.perf_counter()
         # The wrappers take a whole batch for the first question's task.
         places: dict[tuple[str, str], list[int]] = {}
         for number, request in enumerate(requests):
@@ -73,6 +82,11 @@ class PrunedQwen:
             for number, said in zip(numbers, mine, strict=True):
                 answers[number] = said
         logger.info(f"{self.model_id} {self.record.summary()}")
+        # Some of the wrappers count seconds and tokens themselves.
+        seconds, tokens = (
+            (0.0, 0) if get_logged_metrics_history() else (time.perf_counter() - start, self.record.decoded)
+        )
+        log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), self.record.numbers())
         return answers
 
 

@@ -82,14 +82,22 @@ def run_settings(options: argparse.Namespace, config: strategy.VTRConfig) -> dic
 
 
 class Answerer:
-    """A loaded model that answers questions about videos."""
+    """A loaded model that answers questions about videos in a folder; arguments as on the command line."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        model_base: str | None = None,
+        device: str | None = None,
+        cache_dir: str | None = None,
+        model_max_length: int | None = None,
+        video_dir: str = ".",
+    ) -> None:
         self.tokenizer, self.model, context = load_pretrained_model(
-            options.model_path, options.model_base, device=options.device, cache_dir=options.cache_dir
+            model_path, model_base, device=device, cache_dir=cache_dir
         )
-        self.limit = options.model_max_length or context
-        self.video_dir = options.video_dir
+        self.limit = model_max_length or context
+        self.video_dir = video_dir
 
     def prepare(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Token ids and video of a question; ValueError if the video is missing or cannot be decoded."""
@@ -170,7 +178,8 @@ def main() -> int:
         name = chunk_name(options.output_name, options.num_chunks, options.chunk_idx)
         answers = AnswerFile(folder, name, run_settings(options, config))
         try:
-            answerer = Answerer(options)
+            names = ("model_path", "model_base", "device", "cache_dir", "model_max_length", "video_dir")
+            answerer = Answerer(**{name: getattr(options, name) for name in names})
             with strategy.prune(answerer.model, config) as record:
                 # What the files themselves leave out is told once, by the first chunk.
                 listed = left_out if options.chunk_idx == 0 else []
