@@ -137,8 +137,11 @@ def compare(asked: Any, given: argparse.Namespace, task: str) -> None:
     """Make the runs of one task and write what they show."""
     folder = given.output / given.model / Path(task).name
     basis = {} if given.budget_basis == "stages" else {"budget_basis": given.budget_basis}
+    if not all(budget.isdecimal() for budget in given.budgets.split(",")):
+        raise ValueError(f"--budgets {given.budgets}: want whole numbers of tokens, such as 192,128,64")
+    budgets = [int(budget) for budget in given.budgets.split(",")]
     wanted = [knobs("", None)]
-    wanted += [knobs(name, int(n), **basis) for name in given.strategies.split(",") for n in given.budgets.split(",")]
+    wanted += [knobs(name, budget, **basis) for name in given.strategies.split(",") for budget in budgets]
     settings = {name: getattr(given, name) for name in ("pretrained", "model_args", "limit")}
     settings |= {"task": task, "digest": digest(given.pretrained)}
     runs = []

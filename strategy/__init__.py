@@ -1,6 +1,9 @@
 """Visual token pruning for multimodal language models: one engine, many strategies."""
 
-from strategy import clse, controls, divprune, fastv, pdrop, priortr, sparsevlm
+import importlib
+import pkgutil
+
+from strategy import clse
 from strategy.backbone import Backbone, Layout, Span, register_backbone
 from strategy.base import Facts, Grid, Plan, StageBudgets, Strategy, View
 from strategy.config import VTRConfig
@@ -24,14 +27,12 @@ __all__ = [
     "attach",
     "available",
     "clse",
-    "controls",
     "detach",
-    "divprune",
-    "fastv",
-    "pdrop",
-    "priortr",
     "prune",
     "register",
     "register_backbone",
-    "sparsevlm",
 ]
+
+# A strategy is one file in this folder: whatever lies here is imported, so that it registers itself.
+for _found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_found.name}")

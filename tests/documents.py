@@ -13,6 +13,7 @@ DOCUMENTS = [
     ROOT / "video/Video-LLaVA/README.md",
     ROOT / "examples/shapes/README.md",
     ROOT / "docs/INPUTS.md",
+    ROOT / "docs/ADDING_A_STRATEGY.md",
 ]
 
 
@@ -41,5 +42,12 @@ def evaluations(model: str) -> list[list[str]]:
         for _, words in COMMANDS
         if "lmms_eval" in words and words[words.index("lmms_eval") + 1 :][:2] == ["--model", model]
     ]
+    assert found
+    return found
+
+
+def commands(name: str) -> list[list[str]]:
+    """Each documented command of the package comparison, as it is given to nox."""
+    found = [words for _, words in COMMANDS if words[0] == "nox" and name in words]
     assert found
     return found

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from engine_checks import LAYOUTS, STAGES, TOLERANCE, Batch, Family, make, prefill, run_with_steps
+from engine_checks import LAYOUTS, STAGES, TOLERANCE, Batch, Family, first_layers, make, prefill, run_with_steps
 
 import strategy
-from strategy import VTRConfig, registry
+from strategy import VTRConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CONFIG = VTRConfig(keep_tokens=[20, 12, 5], **STAGES)
@@ -27,38 +27,46 @@ def moved(batch: Batch, dtype: torch.dtype) -> Batch:
     return Batch(batch.embeddings.to("cuda", dtype), mask, batch.layout)
 
 
-def run_on_gpu(family, batch, dtype, decoder=None):
+def run_on_gpu(family, batch, dtype, decoder=None, config=CONFIG):
     """The record of a prefill, and the scores [G, N] of each group at each stage."""
     scores = []
-    kind = registry.get(CONFIG.strategy)
-    plain = kind.score
 
-    def score(self: Any, view: Any) -> Any:
-        scores.append((view.stage, view.grids, plain(self, view)))
-        return scores[-1][2]
+    def watch(view: Any, seen: Any, kept: Any) -> None:
+        scores.append((view.stage, view.grids, seen))
 
     decoder, there = decoder or on_gpu(family, dtype), moved(batch, dtype)
-    kind.score = score
-    try:
-        with strategy.prune(decoder, CONFIG, backbone=family.name, layout=batch.layout) as run:
-            call = {"attention_mask": there.mask, "position_ids": batch.positions().cuda()}
-            extra = {
-                name: value.cuda() if torch.is_tensor(value) else [part.to("cuda", dtype) for part in value]
-                for name, value in batch.extra(family).items()
-            }
-            with torch.no_grad():
-                decoder(inputs_embeds=there.embeddings, use_cache=True, **call, **extra)
-    finally:
-        kind.score = plain
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout, watch=watch) as run:
+        call = {"attention_mask": there.mask, "position_ids": batch.positions().cuda()}
+        extra = {
+            name: value.cuda() if torch.is_tensor(value) else [part.to("cuda", dtype) for part in value]
+            for name, value in batch.extra(family).items()
+        }
+        with torch.no_grad():
+            decoder(inputs_embeds=there.embeddings, use_cache=True, **call, **extra)
     return run, scores
 
 
+# Every strategy at its earliest layers: one before the first layer too, where it can.
+EARLY = [
+    VTRConfig(strategy=name, keep_tokens=[20, 12, 5], **STAGES | {"prune_layer": [first, 4, 8]})
+    for name in strategy.available()
+    for first in first_layers(name)
+]
+
+
+def called(config: VTRConfig) -> str:
+    return f"{config.strategy} at {config.prune_layer}"
+
+
+@pytest.mark.parametrize("config", EARLY, ids=called)
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_gpu_keeps_what_the_cpu_keeps(family, name):
+def test_the_gpu_keeps_what_the_cpu_keeps(family, name, config):
     batch = make(name, family.decoder("sdpa").config.hidden_size)
-    with strategy.prune(family.decoder("sdpa"), CONFIG, backbone=family.name, layout=batch.layout) as run:
+    with strategy.prune(family.decoder("sdpa"), config, backbone=family.name, layout=batch.layout) as run:
         prefill(family, family.decoder("sdpa"), batch)
-    there, _ = run_on_gpu(family, batch, torch.float32)
+    there, _ = run_on_gpu(family, batch, torch.float32, config=config)
+    assert there.multiply_adds == run.multiply_adds
+    assert all(there.means()["seconds"][part] > 0 for part in ("prefill", "scoring"))
     for mine, its in zip(there.stages, run.stages, strict=True):
         assert all(torch.equal(a.cpu(), b) for a, b in zip(mine.kept, its.kept, strict=True))
 
@@ -96,7 +104,8 @@ def test_in_half_precision_a_batch_keeps_what_its_samples_keep_alone_but_for_tie
     record_property("samples with a tie at the cut", ties)
 
 
-def test_nothing_waits_for_the_gpu_between_the_first_layer_and_the_last(family):
+@pytest.mark.parametrize("config", EARLY, ids=called)
+def test_nothing_waits_for_the_gpu_between_the_first_layer_and_the_last(family, config):
     batch = make("images of different size", family.decoder("sdpa").config.hidden_size)
     decoder = on_gpu(family, torch.bfloat16)
     handles = [
@@ -104,7 +113,7 @@ def test_nothing_waits_for_the_gpu_between_the_first_layer_and_the_last(family):
         decoder.layers[-1].register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("default")),
     ]
     try:
-        run, _ = run_on_gpu(family, batch, torch.bfloat16, decoder)
+        run, _ = run_on_gpu(family, batch, torch.bfloat16, decoder, config)
     finally:
         torch.cuda.set_sync_debug_mode("default")
         for handle in handles:

@@ -1,21 +1,24 @@
 """Whatever the documents tell people to type is run here, or parsed by what would run it."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 
 import pytest
 import tomllib
 import torch
-from documents import COMMANDS, DOCUMENTS, ROOT, blocks, evaluations
+from documents import COMMANDS, DOCUMENTS, ROOT, blocks, commands, evaluations
 from lmms_eval.__main__ import parse_eval_args
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import simple_parse_args_string
 from transformers import LlamaConfig, LlamaModel
 
-import demo
 import strategy
 import training
+from comparison import compare
 from llava.lmms_eval_model import ARGUMENTS
 
 
@@ -47,7 +50,8 @@ def test_documented_evaluations_are_understood(words, monkeypatch):
 def test_documented_python_runs_and_its_strategy_prunes(monkeypatch):
     monkeypatch.chdir(ROOT)
     for document, block in blocks("python"):
-        if document.parent.parent.name in ("image", "video"):  # has a test of its own, in its own environment
+        # These have tests of their own, the first two in their own environments.
+        if document.parent.parent.name in ("image", "video") or document.name == "ADDING_A_STRATEGY.md":
             continue
         exec(compile(block, str(document), "exec"), {"__name__": "documented"})
     decoder = LlamaModel(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=16, num_attention_heads=2))
@@ -66,14 +70,28 @@ def test_the_documented_training_is_understood(monkeypatch, name):
     assert str(training.options("").out) == f"/tmp/shapes-{name}/checkpoint"
 
 
-def test_the_demo_prints_its_table(tmp_path, monkeypatch, capsys):
-    checkpoint = str(ROOT / "examples/shapes/checkpoints/shapes-llava")
-    words = ["demo.py", "--model", "llava_vtr", "--checkpoint", checkpoint, "--limit", "3", "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", words)
-    demo.main()
-    table = (tmp_path / "demo_llava_vtr.md").read_text()
-    assert table in capsys.readouterr().out
-    assert all(f"|{kept}" in table for kept in ("330/210/62", "220/140/41", "110/70/20"))
+def test_a_documented_strategy_is_one_short_file_that_the_matrix_tests(tmp_path):
+    [block] = [block for document, block in blocks("python") if document.name == "ADDING_A_STRATEGY.md"]
+    assert len(block.splitlines()) < 40
+    for folder in ("strategy", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("golden", "__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "strategy/change.py").write_text(block)
+    command = [sys.executable, "-m", "pytest", "tests/llava/test_engine.py", "-k", "change", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "examples/shapes")])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 30
+
+
+@pytest.mark.parametrize("words", commands("compare"), ids=lambda words: words[2])
+def test_documented_comparisons_are_understood(words, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["compare", "--model", "m", "--pretrained", "p", *words[words.index("compare") + 1 :]]
+    )
+    given = compare.options()
+    assert set(given.strategies.split(",")) - {"change"} <= set(strategy.available())
+    assert all(budget.isdecimal() for budget in given.budgets.split(","))
 
 
 def test_the_tables_of_knobs_and_strategies_are_complete():

@@ -33,11 +33,14 @@ KNOBS = {
     "strategy": f"how tokens are scored: {', '.join(strategy.available())}",
     "keep_tokens": "budget in tokens, of 2048",
     "retain_ratio": "the same as a share, in place of --vtr_keep_tokens",
+    "budget_basis": "what the budget counts: stages, mean or flops",
     "prune_layer": "layers to prune at",
     "ref_layers": "layer whose input is the reference of the spectral evolution",
     "clse_cutoff_ratio": "width of the Gaussian that is taken out, in units of half the grid's shorter side",
     "clse_temp": "temperature of the evolution factor",
     "clse_fft_3d": "filter over the frames too",
+    "query_aggregation": "priortr: the whole question or its last token alone",
+    "head_aggregation": "priortr: mean or max of the heads",
 }
 
 

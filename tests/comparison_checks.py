@@ -1,0 +1,133 @@
+"""What the commands `compare` and `look` owe on every backbone.
+
+A backbone's tests import everything from here and give a fixture `asked`, an `Asked`.
+"""
+
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from comparison import compare, look
+from comparison.runs import load
+from strategy import VTRConfig, available
+
+ROOT = Path(__file__).parents[1]
+PICTURE, QUESTION = "examples/shapes/picture.jpg", "What colour is the star?"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A small checkpoint, its questions, and one picture or video with a question.
+
+    frames: how many pictures stand side by side in a drawing.
+    """
+
+    model: str
+    checkpoint: str
+    task: str
+    image: str
+    question: str
+    frames: int = 1
+
+    def words(self, *more):
+        checkpoint = str(ROOT / "examples/shapes/checkpoints" / self.checkpoint)
+        tasks = str(ROOT / "examples/shapes/tasks")
+        return ["command", "--model", self.model, "--pretrained", checkpoint, "--include_path", tasks, *more]
+
+
+@pytest.fixture
+def type_(monkeypatch, asked):
+    """Runs a command as if it was typed."""
+
+    def run(main, *more):
+        monkeypatch.setattr(sys, "argv", asked.words(*map(str, more)))
+        main()
+
+    return run
+
+
+def test_compare_makes_what_is_missing_and_reports(asked, type_, tmp_path, capsys, monkeypatch):
+    words = ["--strategies", "clse,pool", "--tasks", asked.task, "--limit", 4, "--output", tmp_path]
+    type_(compare.main, *words, "--budgets", "64")
+    folder = tmp_path / asked.model / Path(asked.task).name
+    table = (folder / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert [(row["strategy"], row["budget"]) for row in rows] == [("unpruned", ""), ("clse", "64"), ("pool", "64")]
+    assert {row["questions"] for row in rows} == {"4"}
+    whole, kept = (float(rows[number]["multiply_adds_prefill"]) for number in (0, 2))
+    assert 0 < kept < whole
+    assert all(float(row["multiply_adds_vision"]) == float(rows[0]["multiply_adds_vision"]) > 0 for row in rows)
+    assert all(float(row[f"seconds_{part}"]) > 0 for row in rows for part in ("vision", "prefill", "decode"))
+    report = (folder / "report.html").read_text()
+    assert "clse 64" in report
+    made = {file.name: file.stat().st_mtime_ns for file in (folder / "runs").iterdir()}
+    stored = [load(folder / "runs" / name) for name in made]
+    assert all(len(run.scores) == 4 and run.accuracy == sum(run.scores) / 4 for run in stored)
+    wrong = any(run.strategy != "unpruned" and min(run.scores) == 0 for run in stored)
+    assert report.count("data:image/png") >= 1 + wrong
+
+    type_(compare.main, *words, "--budgets", "64,32")
+    again = {file.name: file.stat().st_mtime_ns for file in (folder / "runs").iterdir()}
+    assert len(again) == 5
+    assert made.items() <= again.items(), "what was there was not made again"
+
+
+def test_a_budget_that_cannot_be_met_is_a_row_with_its_reason(asked, type_, tmp_path):
+    words = ["--strategies", "fastv,uniform", "--budgets", 8, "--budget_basis", "mean", "--examples", 0]
+    type_(compare.main, *words, "--tasks", asked.task, "--limit", 1, "--output", tmp_path)
+    folder = tmp_path / asked.model / Path(asked.task).name
+    assert "- fastv 8: " in (folder / "table.md").read_text()
+    assert "budget_basis=mean" in (folder / "table.md").read_text()
+    unpruned, fastv, uniform = csv.DictReader((folder / "table.csv").open())
+    assert fastv["accuracy"] == ""
+    assert float(uniform["tokens_per_layer"]) <= 8 < float(unpruned["tokens_per_layer"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--strategies", "clze", "--budgets", "64"], "compare: strategy='clze': allowed are clse"),
+        (["--strategies", "clse", "--budgets", "many"], "compare: --budgets many: want whole numbers"),
+        (["--strategies", "clse", "--budgets", "64", "--budget_basis", "tokens"], "compare: budget_basis='tokens'"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_sentence(asked, type_, tmp_path, words, sentence):
+    with pytest.raises(SystemExit) as stop:
+        type_(compare.main, *words, "--tasks", asked.task, "--output", tmp_path)
+    assert str(stop.value).startswith(sentence)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", available())
+def test_look_draws_what_each_strategy_saw(asked, type_, tmp_path, capsys, name):
+    picture = tmp_path / "look.png"
+    words = ["--image", ROOT / asked.image, "--question", asked.question, "--output", picture]
+    type_(look.main, *words, "--strategy", name, "--keep_tokens", 64)
+    said = capsys.readouterr().out
+    assert f"{name} 64: " in said
+    assert "unpruned: " in said
+    with Image.open(picture) as drawn:
+        assert drawn.width > 200 * min(3, asked.frames)
+
+
+def test_look_names_a_picture_that_cannot_be_read(asked, type_, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(SystemExit) as stop:
+        type_(look.main, "--image", broken, "--question", "What?", "--output", tmp_path / "look.png")
+    assert str(stop.value).startswith("look: ")
+    assert "broken.png" in str(stop.value)
+    assert not (tmp_path / "look.png").exists()
+
+
+def test_the_knobs_of_look_are_those_of_the_configuration(asked, type_, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        type_(look.main, "--image", "x", "--question", "?", "--keep_tokens", "0")
+    with pytest.raises(ValueError, match="keep_tokens") as error:
+        VTRConfig(keep_tokens="0")
+    assert str(stop.value) == f"look: {error.value}"
