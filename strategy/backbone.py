@@ -72,6 +72,14 @@ class Backbone(ABC):
         """The modules that make visual tokens of pixels, none of them inside another one."""
         return []
 
+    def closing(self, model: Any, call: Mapping[str, Any]) -> list[int] | None:
+        """How many tokens of a template follow the question in each prompt of the entry's forward call.
+
+        None, as here, if that cannot be told: then the first token behind the visual ones ends a prompt without
+        its question.
+        """
+        return None
+
     def added(self, call: dict[str, Any]) -> list[Tensor]:
         """What the decoder's loop would add to the hidden states after its first layers, taken out of `call`.
 

@@ -163,7 +163,9 @@ class View:
     features_at(rows), reference_at(rows): [G, R, C], the tokens at sequence indices [G, R] as the layer before
     the prune left them, and as they entered the plan's reference layer. attention(rows): the float32 attention
     [G, heads, R, N] that these tokens pay the visual ones, after the softmax over everything they may see.
-    All three are computed when called for, for these rows only.
+    All three are computed when called for, for these rows only. prior: [G, heads, N], the attention that the last
+    token of the prompt without its question pays them before the first stage, for a strategy that is
+    `question_free`; else None.
     """
 
     stage: int
@@ -179,6 +181,7 @@ class View:
     reference_at: Callable[[Tensor], Tensor]
     attention: Callable[[Tensor], Tensor]
     memo: dict[str, Tensor]
+    prior: Tensor | None = None
 
     @cached_property
     def features(self) -> Tensor:
@@ -201,7 +204,12 @@ def mean_of(into: Tensor, kept: Tensor) -> Tensor:
 
 
 class Strategy(ABC):
-    """Scores visual tokens; it never sees a model."""
+    """Scores visual tokens; it never sees a model.
+
+    question_free: whether it wants `View.prior`, for which the layers before the first stage run twice.
+    """
+
+    question_free = False
 
     def __init__(self, config: VTRConfig) -> None:
         self.config = config

@@ -7,8 +7,8 @@ so nothing inside the layer loop waits for the device.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from strategy.backbone import Backbone, Layout, find_backbone
 from strategy.base import View
 from strategy.config import VTRConfig
 from strategy.counts import Counter, pair_cost, token_cost
-from strategy.prefill import Group, Prefill, Pruned
+from strategy.prefill import Group, Prefill, Pruned, checked
+from strategy.prior import EnoughError, question_free
 from strategy.record import RunRecord, Stage
 
 # Where an attached model and its decoder keep their engine, so that it lives as long as they do.
@@ -93,6 +94,9 @@ class Call(threading.local):
     part: str | None = None
     since: Any = None
     vision: Any = None
+    closing: Sequence[int] | None = None
+    reading: Tensor | None = None
+    prior: Tensor | None = None
 
     def __reduce__(self) -> tuple[type[Call], tuple[()]]:
         # A copy of a model is in no forward call.
@@ -163,12 +167,16 @@ class Engine:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
         """Read a new prompt's layout; place what follows a pruned one where it would stand without pruning."""
+        if self.call.reading is not None:
+            return None
         tokens, cache = _tokens(args, call), call.get("past_key_values")
         held = kv.length(cache)
         if not held:
             self.call.layout = (
                 self.backbone.layout(self.model, call) if self.fixed_layout is None else self.fixed_layout
             )
+            if self.strategy and self.strategy.question_free:
+                self.call.closing = None if self.fixed_layout else self.backbone.closing(self.model, call)
             return None
         prompt = self._prompt_of(cache, tokens)
         if prompt is None:
@@ -195,6 +203,8 @@ class Engine:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
         tokens, cache = _tokens(args, call), call.get("past_key_values")
+        if self.call.reading is not None:  # a prompt without its question
+            return args, call
         self.call.since = self.record.clock.start(tokens.device)
         if kv.length(cache):
             self.call.part = self.call.part and "decode"
@@ -205,8 +215,10 @@ class Engine:
         layout, self.call.layout = self.call.layout, None
         if layout is not None and any(layout):
             mask, positions = call.get("attention_mask"), call.get("position_ids")
-            state = self.call.prefill = Prefill.start(layout, tokens, mask, positions)
-            self.call.part = "prefill"
+            state = Prefill.start(layout, tokens, mask, positions)
+            if self.strategy and self.strategy.question_free:
+                self._read_question_free(call, layout, tokens, mask)
+            self.call.prefill, self.call.part = state, "prefill"
             if self.plan:
                 state.added = self.backbone.added(call)
         return args, call
@@ -230,6 +242,29 @@ class Engine:
         if call.get("cache_position") is not None:
             call["cache_position"] = torch.arange(held, held + new, device=tokens.device)
         return args, call
+
+    def _read_question_free(self, call: dict[str, Any], layout: Layout, tokens: Tensor, mask: Tensor | None) -> None:
+        """Run the first layers over the prompts without their questions, for the attention of their last tokens."""
+        assert self.plan
+        if mask is not None and mask.dim() != 2:
+            raise ValueError(
+                f"{self.record.strategy} needs an attention_mask [B, S], not one of {mask.dim()} dimensions"
+            )
+        (batch, length), since = tokens.shape[:2], self.record.clock.start(tokens.device)
+        last = [length - 1] * batch
+        if mask is not None:
+            last = (mask.bool() * torch.arange(length, device=mask.device)).amax(1).tolist()
+        frames = checked(layout, batch, length)
+        short, self.call.reading = question_free(call, frames, self.call.closing or [0] * batch, last)
+        try:
+            with torch.no_grad(), suppress(EnoughError):
+                self.decoder(**short)
+        finally:
+            self.call.reading, self.call.closing = None, None
+        size = short["attention_mask"].shape[1]
+        for token, pair in self.costs[: self.plan.layers[0]]:
+            self.record.multiply_adds["scoring"] += batch * size * (token + size * pair)
+        self.record.clock.stop("scoring", since, tokens.device)
 
     def _keep_reference(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         if self.call.prefill is not None:
@@ -258,6 +293,10 @@ class Engine:
 
         def hook(layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> Any:
             state = self.call.prefill
+            if stage == 0 and self.call.reading is not None:
+                with torch.no_grad(), self._scoring("question-free", args[0].shape):
+                    self.call.prior = self._attention(number, args[0], call, self.call.reading)[:, :, 0]
+                raise EnoughError
             if state is None:
                 return None
             hidden, *others = output if isinstance(output, tuple) else (output,)
@@ -325,19 +364,7 @@ class Engine:
         def attention(rows: Tensor) -> Tensor:
             if number is None:
                 raise ValueError(f"{self.record.strategy} asks for attention, which nothing pays before layer 0")
-            layer, cache = self.decoder.layers[number], _cache_of(call)
-            keys = None if cache is None else state.of(group, kv.read(cache, number)[0])
-            # Where layers lie on several devices, a layer's arguments may come from that of another.
-            cos, sin = (state.of(group, table.to(hidden.device)) for table in self.backbone.rotary(layer, call))
-            mask = call.get("attention_mask")
-            weights = attention_rows(
-                layer,
-                state.of(group, before.to(hidden.device)),
-                rows,
-                (cos, sin),
-                keys,
-                None if mask is None else state.of(group, mask.to(hidden.device)),
-            )
+            weights = self._attention(number, before.to(hidden.device), call, rows, lambda x: state.of(group, x))
             return weights.gather(3, visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
 
         def reference_at(rows: Tensor) -> Tensor:
@@ -345,6 +372,12 @@ class Engine:
                 raise ValueError(f"{self.record.strategy} asks for a reference, but its plan names no reference layer")
             return rows_of(state.of(group, state.reference), group.left.gather(1, rows - offset))
 
+        prior = None
+        if self.call.prior is not None:
+            # Up to the last visual token both prompts are the same.
+            places = group.left.gather(1, group.visual)
+            prior = state.of(group, self.call.prior.to(hidden.device))
+            prior = prior.gather(2, places[:, None].expand(-1, prior.shape[1], -1))
         return View(
             stage=stage,
             samples=tuple(group.samples),
@@ -358,8 +391,29 @@ class Engine:
             features_at=lambda rows: rows_of(state.of(group, hidden), rows),
             reference_at=reference_at,
             attention=attention,
+            prior=prior,
             memo=group.memo,
         )
+
+    def _attention(
+        self,
+        number: int,
+        before: Tensor,
+        call: dict[str, Any],
+        rows: Tensor,
+        of: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> Tensor:
+        """Attention [G, heads, R, L] of the tokens at `rows`, of a layer whose input is `before` [B, L, C].
+
+        of: picks the samples meant out of [B or 1, ...].
+        """
+        layer, cache = self.decoder.layers[number], _cache_of(call)
+        keys = None if cache is None else of(kv.read(cache, number)[0])
+        # Where layers lie on several devices, a layer's arguments may come from that of another.
+        cos, sin = (of(table.to(before.device)) for table in self.backbone.rotary(layer, call))
+        mask = call.get("attention_mask")
+        mask = None if mask is None else of(mask.to(before.device))
+        return attention_rows(layer, of(before), rows, (cos, sin), keys, mask)
 
     @contextmanager
     def _scoring(self, *shapes: Any) -> Iterator[None]:
@@ -433,7 +487,9 @@ class Engine:
             setattr(cache, PRUNED, pruned)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> None:
-        state, self.call.prefill = self.call.prefill, None
+        if self.call.reading is not None:
+            return
+        state, self.call.prefill, self.call.prior = self.call.prefill, None, None
         if output is None or self.call.part is None:  # it failed, or is no part of a prompt with visual tokens
             return
         self.record.clock.stop(self.call.part, self.call.since, output[0].device)

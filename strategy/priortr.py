@@ -32,14 +32,32 @@ class PriorTR(Strategy):
 
     def score(self, view: View) -> Tensor:
         attention = self.heads(view.attention(view.question))
-        first = view.asked & (view.asked.cumsum(1) == 1)
-        prior = (attention * first[..., None]).sum(1)
         if self.config.query_aggregation == "last":
             posterior = self.heads(view.attention(view.last))[:, 0]
         else:
             posterior = (attention * view.asked[..., None]).sum(1) / view.asked.sum(1, keepdim=True)
-        return divergence(posterior, prior)
+        return divergence(posterior, self.prior(view, attention))
+
+    def prior(self, view: View, attention: Tensor) -> Tensor:
+        """Q [G, N], not normalised; attention: that of the tokens behind the visual ones, [G, R, N]."""
+        first = view.asked & (view.asked.cumsum(1) == 1)
+        return (attention * first[..., None]).sum(1)
 
     def heads(self, attention: Tensor) -> Tensor:
         """Attention [G, heads, R, N] without its heads, [G, R, N]."""
         return attention.amax(1) if self.config.head_aggregation == "max" else attention.mean(1)
+
+
+@register("priortr_2f")
+class PriorTR2F(PriorTR):
+    """The same with Q from a second prefill, over the same pictures without the question.
+
+    That prompt ends as a template does, right behind the picture, and Q is the attention of its last token at the
+    layer before the prune. Only the layers before the prune run twice.
+    """
+
+    question_free = True
+
+    def prior(self, view: View, attention: Tensor) -> Tensor:
+        assert view.prior is not None
+        return self.heads(view.prior[:, :, None])[:, 0]

@@ -501,6 +501,16 @@ def test_the_counts_are_those_of_torch(family, name, attention):
     assert (run.prompts, run.samples, run.decoded) == (6, 6, 9)
 
 
+def test_without_a_known_closing_the_question_free_prompt_ends_behind_the_picture(family, batch):
+    kept = []
+    for name in ("priortr", "priortr_2f"):
+        config = VTRConfig(strategy=name, keep_tokens=20, prune_layer=4)
+        with strategy.prune(family.decoder("sdpa"), config, backbone=family.name, layout=batch.layout) as run:
+            prefill(family, family.decoder("sdpa"), batch)
+        kept.append(run.stages[0].kept)
+    assert all(torch.equal(one, other) for one, other in zip(*kept, strict=True))
+
+
 def test_text_alone_is_the_stock_model_to_the_last_bit(family):
     batch = make("one image", family.decoder("sdpa").config.hidden_size)
     decoder = family.decoder("sdpa")

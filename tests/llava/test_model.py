@@ -151,6 +151,32 @@ def test_generation_is_a_loop_by_hand_for_every_strategy(loaded, pictures, name)
     assert run.samples == 4
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("padding", [0, 7])
+def test_the_second_prefill_of_priortr_is_one_without_the_question(loaded, pictures, padding):
+    tokenizer, model, processor, _ = loaded
+    pixels = process_images(pictures[:1], processor, model.config)
+    ids = prompt_ids(tokenizer, "How many objects are there?")
+    place = int((ids == IMAGE_TOKEN_INDEX).nonzero())
+    assert tokenizer.convert_ids_to_tokens(ids[-2:].tolist()) == ["▁ASSISTANT", ":"]
+    short = torch.cat([ids[: place + 2], ids[-2:]])
+    attention = []
+    for prompt in (ids, short):
+        embeddings, mask, _ = model.embed_prompts(prompt[None], None, pixels)
+        output = model.get_decoder()(inputs_embeds=embeddings, attention_mask=mask, output_attentions=True)
+        attention.append(output.attentions[3][0, :, :, place : place + 576].mean(0))
+    posterior, prior = attention[0][place + 576 :].mean(0), attention[1][-1]
+    p, q = posterior / posterior.sum(), prior / prior.sum()
+    expected = (p * (p / q).log()).topk(64).indices.sort().values
+    config = VTRConfig(strategy="priortr_2f", keep_tokens=64, prune_layer=4)
+    padded = torch.cat([ids.new_zeros(padding), ids])
+    mask = torch.arange(len(padded)) >= padding
+    with strategy.prune(model, config) as run:
+        model.generate(padded[None], images=pixels, attention_mask=mask[None], max_new_tokens=2)
+    assert torch.equal(run.stages[0].kept[0], expected)
+    assert not torch.equal(attention[0][place + 576], prior)
+
+
 def test_prompts_and_pictures_must_match(loaded, pictures):
     tokenizer, model, processor, _ = loaded
     ids = prompt_ids(tokenizer, "What?")[None]

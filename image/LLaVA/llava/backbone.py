@@ -29,6 +29,9 @@ class LlamaBackbone(Backbone):
     def layout(self, model: nn.Module, call: Mapping[str, Any]) -> Layout | None:
         return call.get("visual_layout")
 
+    def closing(self, model: Any, call: Mapping[str, Any]) -> list[int]:
+        return [model.closing] * len(call["inputs_embeds"])
+
     def rotary(self, layer: nn.Module, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         positions = call["position_ids"]
         tables = layer.self_attn.rotary_emb(layer.input_layernorm.weight, seq_len=1)

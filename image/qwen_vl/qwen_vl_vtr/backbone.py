@@ -23,6 +23,16 @@ class QwenBackbone(Backbone):
     def vision(self, model: Any) -> list[nn.Module]:
         return [model.model.visual]
 
+    def closing(self, model: Any, call: Mapping[str, Any]) -> list[int] | None:
+        # The question's turn ends with the token that answers end with too.
+        ends, ids, mask = model.generation_config.eos_token_id, call.get("input_ids"), call.get("attention_mask")
+        if ids is None or ends is None:
+            return None
+        end = ends[0] if isinstance(ends, list) else ends
+        masks = ids.new_ones(ids.shape).tolist() if mask is None else mask.tolist()
+        rows = [[t for t, real in zip(*pair, strict=True) if real] for pair in zip(ids.tolist(), masks, strict=True)]
+        return [row[::-1].index(end) + 1 if end in row else 0 for row in rows]
+
     def layout(self, model: Any, call: Mapping[str, Any]) -> Layout | None:
         config, ids = model.config, call.get("input_ids")
         given = {config.image_token_id: "image_grid_thw", config.video_token_id: "video_grid_thw"}

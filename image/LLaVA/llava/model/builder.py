@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available
 
+from llava.conversation import conv_vicuna_v1
 from llava.model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.vision_tower import CLIPVisionTower
 
@@ -55,7 +57,20 @@ def load_pretrained_model(
     else:
         model.model.vision_tower.to(model.device)
     context = int(getattr(config, "max_sequence_length", 2048))
-    return load_tokenizer(folder), model.eval(), model.get_vision_tower().image_processor, context
+    tokenizer = load_tokenizer(folder)
+    model.closing = closing(tokenizer)
+    return tokenizer, model.eval(), model.get_vision_tower().image_processor, context
+
+
+def closing(tokenizer: Any) -> int:
+    """How many tokens end every prompt of the Vicuna template, whatever it asks."""
+    prompts = []
+    for question in ("Why?", "Count them"):
+        conversation = conv_vicuna_v1.copy()
+        conversation.append_message(conversation.roles[0], question)
+        conversation.append_message(conversation.roles[1], None)
+        prompts.append(reversed(tokenizer(conversation.get_prompt()).input_ids))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*prompts, strict=False)))
 
 
 def refuse_unsupported(model_base: str | None, quantised: bool, attn_implementation: str) -> None:

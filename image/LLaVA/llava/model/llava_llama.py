@@ -54,9 +54,11 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
 
     Pictures replace the `IMAGE_TOKEN_INDEX` entries of `input_ids`, in order over the whole batch.
     Prompts of a batch are padded on the left, so every prompt's last token is its row's last.
+    closing: how many tokens end every prompt, whatever it asks.
     """
 
     config_class = LlavaConfig
+    closing = 0
 
     def __init__(self, config: LlavaConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)

@@ -9,6 +9,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer
 from llava.model.builder import (
     check_files,
     check_tower,
+    closing,
     find_device,
     find_folder,
     load_tokenizer,
@@ -55,7 +56,9 @@ def load_pretrained_model(
         if config.towers[kind] is None:
             setattr(model.model, f"{kind}_tower", load_tower(folder, config, kind, cache_dir).to(dtype))
     context = int(getattr(config, "tokenizer_model_max_length", None) or config.max_position_embeddings)
-    return load_tokenizer(folder), model.to(place).eval(), context
+    tokenizer = load_tokenizer(folder)
+    model.closing = closing(tokenizer)
+    return tokenizer, model.to(place).eval(), context
 
 
 def fingerprint(folder: Path) -> str:
