@@ -27,7 +27,7 @@ from comparison.report import Example, write
 from comparison.runs import UNPRUNED, Run, load, save, write_whole
 from comparison.tables import csv, markdown
 
-WHOLE = 1 << 20  # bytes of each file of weights that tell it from others
+START = 1 << 20  # bytes of a file that, with its name and size, tell it from others
 
 
 def options() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def digest(pretrained: str) -> str:
     total = hashlib.sha256()
     for file in sorted(files):
         with file.open("rb") as stream:
-            total.update(f"{file.name} {file.stat().st_size} ".encode() + stream.read(WHOLE))
+            total.update(f"{file.name} {file.stat().st_size} ".encode() + stream.read(START))
     return total.hexdigest()
 
 

@@ -47,10 +47,6 @@ class StageBudgets:
     stages: tuple[float, ...] | None = None
     basis: str = "stages"
 
-    def share(self, facts: Facts) -> float:
-        """The first number as a share of the nominal tokens."""
-        return self.tokens[0] / facts.nominal_tokens if self.tokens else (self.ratio or (1.0,))[0]
-
 
 @dataclass(frozen=True)
 class Plan:

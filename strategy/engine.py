@@ -6,8 +6,7 @@ so nothing inside the layer loop waits for the device.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -20,8 +19,9 @@ from strategy import registry
 from strategy.attention import attention_rows, rows_of
 from strategy.backbone import Backbone, Layout, find_backbone
 from strategy.base import View
+from strategy.call import Call
 from strategy.config import VTRConfig
-from strategy.counts import Counter, pair_cost, token_cost
+from strategy.meter import Meter
 from strategy.prefill import Group, Prefill, Pruned, checked
 from strategy.prior import EnoughError, question_free
 from strategy.record import RunRecord, Stage
@@ -86,23 +86,6 @@ def prune(
         detach(model)
 
 
-class Call(threading.local):
-    """What a thread's forward call leaves for its later hooks; threads that share a model do not share it."""
-
-    layout: Layout | None = None
-    prefill: Prefill | None = None
-    part: str | None = None
-    since: Any = None
-    vision: Any = None
-    closing: Sequence[int] | None = None
-    reading: Tensor | None = None
-    prior: Tensor | None = None
-
-    def __reduce__(self) -> tuple[type[Call], tuple[()]]:
-        # A copy of a model is in no forward call.
-        return Call, ()
-
-
 class Engine:
     """The hooks on one model, and the record they write."""
 
@@ -120,11 +103,8 @@ class Engine:
         self.strategy = registry.get(config.strategy)(config) if config.enabled else None
         self.plan = self.strategy.plan(backbone.facts(decoder)) if self.strategy else None
         self.record = RunRecord(config.strategy if config.enabled else "unpruned", len(decoder.layers), self.plan)
-        experts = backbone.experts(decoder)
-        self.costs = [(token_cost(layer, experts), pair_cost(layer)) for layer in decoder.layers]
-        # What was counted once for given shapes need not be counted again.
-        self.counted: dict[Any, int] = {}
         self.call = Call()
+        self.meter = Meter(self.record, self.call, decoder.layers, backbone.experts(decoder))
         self.handles: list[RemovableHandle] = []
         entry = decoder if isinstance(model, backbone.decoders) else backbone.entry(model)
         self.handles.append(entry.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -132,11 +112,8 @@ class Engine:
         self.handles.append(decoder.register_forward_hook(self._end, with_kwargs=True, always_call=True))
         self.handles += backbone.extra_hooks(decoder)
         if model is not decoder:
-            for module in backbone.vision(model):
-                self.handles.append(module.register_forward_pre_hook(self._begin_vision, with_kwargs=True))
-                self.handles.append(module.register_forward_hook(self._end_vision, always_call=True))
-            head: Any = model
-            self.handles.append(head.get_output_embeddings().register_forward_hook(self._count_head))
+            whole: Any = model
+            self.handles += self.meter.hooks(backbone.vision(model), whole.get_output_embeddings())
         for number, layer in enumerate(decoder.layers):
             self.handles += self._layer_hooks(number, layer)
         self.handles.append(decoder.layers[-1].register_forward_hook(self._finish, with_kwargs=True))
@@ -261,9 +238,7 @@ class Engine:
                 self.decoder(**short)
         finally:
             self.call.reading, self.call.closing = None, None
-        size = short["attention_mask"].shape[1]
-        for token, pair in self.costs[: self.plan.layers[0]]:
-            self.record.multiply_adds["scoring"] += batch * size * (token + size * pair)
+        self.meter.prefill(batch, [short["attention_mask"].shape[1]] * self.plan.layers[0], part="scoring")
         self.record.clock.stop("scoring", since, tokens.device)
 
     def _keep_reference(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -294,7 +269,7 @@ class Engine:
         def hook(layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> Any:
             state = self.call.prefill
             if stage == 0 and self.call.reading is not None:
-                with torch.no_grad(), self._scoring("question-free", args[0].shape):
+                with torch.no_grad(), self.meter.scoring("question-free", args[0].shape):
                     self.call.prior = self._attention(number, args[0], call, self.call.reading)[:, :, 0]
                 raise EnoughError
             if state is None:
@@ -324,7 +299,9 @@ class Engine:
             first = hidden.shape[1] - group.left.shape[1]
             if kept < group.number.shape[1]:
                 view = self._view(state, group, number, stage, kept, before, call, hidden)
-                with self._scoring(stage, kept, group.grids, view.visual.shape, view.question.shape, hidden.shape[1:]):
+                with self.meter.scoring(
+                    stage, kept, group.grids, view.visual.shape, view.question.shape, hidden.shape[1:]
+                ):
                     scores = self.strategy.score(view).float()
                     # A stable sort breaks ties the same way on every device, which top-k does not.
                     order = scores.sort(dim=1, descending=True, stable=True).indices
@@ -415,45 +392,6 @@ class Engine:
         mask = None if mask is None else of(mask.to(before.device))
         return attention_rows(layer, of(before), rows, (cos, sin), keys, mask)
 
-    @contextmanager
-    def _scoring(self, *shapes: Any) -> Iterator[None]:
-        """Count what runs inside, which is the same for the same shapes."""
-        if shapes not in self.counted:
-            with Counter() as counter:
-                yield
-            self.counted[shapes] = counter.total
-        else:
-            yield
-        self.record.multiply_adds["scoring"] += self.counted[shapes]
-
-    def _begin_vision(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
-        given = [value for value in (*args, *call.values()) if torch.is_tensor(value)]
-        # Whole numbers, such as the grids of pictures of many sizes, decide which patches see each other.
-        shapes = [(value.shape, None if value.is_floating_point() else str(value.tolist())) for value in given]
-        key = ("vision", id(module), *shapes)
-        counter = None if key in self.counted else Counter()
-        if counter:
-            counter.__enter__()
-        self.call.vision = key, counter, self.record.clock.start(given[0].device)
-
-    def _end_vision(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.call.vision is None:
-            return
-        (key, counter, since), self.call.vision = self.call.vision, None
-        if counter:
-            counter.__exit__(None, None, None)
-        if output is None:  # it failed
-            return
-        if counter:
-            self.counted[key] = counter.total
-        self.record.multiply_adds["vision"] += self.counted[key]
-        self.record.clock.stop("vision", since, next(module.parameters()).device)
-
-    def _count_head(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        if self.call.part:
-            part = "head" if self.call.part == "prefill" else "decode"
-            self.record.multiply_adds[part] += module.weight.numel() * (output.numel() // output.shape[-1])
-
     def _finish(self, layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> None:
         """Trim the cache of every layer to what is left at the end, and close the record."""
         state, cache = self.call.prefill, _cache_of(call)
@@ -466,17 +404,16 @@ class Engine:
             )
         visual = [group.whole for group in state.groups for _ in group.samples if group.whole]
         self.record.add_stages(len(state.real), visual, state.stages)
-        for number, (token, pair) in enumerate(self.costs):
-            length = state.length(sum(s.layer <= number and s.after < s.before for s in state.stages))
-            self.record.multiply_adds["prefill"] += len(state.real) * length * (token + length * pair)
+        # Only prunes that dropped something left a take behind.
+        dropped = [stage.layer for stage in state.stages if stage.after < stage.before]
+        depth = len(self.decoder.layers)
+        self.meter.prefill(len(state.real), [state.length(sum(at <= n for at in dropped)) for n in range(depth)])
         if cache is None:
             return
         size = 0
-        for number in range(len(self.decoder.layers)):
+        for number in range(depth):
             keys, values = kv.read(cache, number)
-            # Only prunes that dropped something left a take behind.
-            before = sum(s.layer <= number and s.after < s.before for s in state.stages)
-            places = state.cache_places(before)
+            places = state.cache_places(sum(at <= number for at in dropped))
             if places is not None:
                 places = places.to(keys.device)
                 keys, values = (tensor.take_along_dim(places[:, None, :, None], 2) for tensor in (keys, values))
@@ -495,11 +432,7 @@ class Engine:
         self.record.clock.stop(self.call.part, self.call.since, output[0].device)
         if state is None:
             batch, new = output[0].shape[:2]
-            held = kv.length(call["past_key_values"])
-            self.record.decoded += batch * new
-            self.record.multiply_adds["decode"] += sum(
-                batch * new * (token + held * pair) for token, pair in self.costs
-            )
+            self.meter.decoded(batch, new, kv.length(call["past_key_values"]))
 
 
 def _tokens(args: tuple[Any, ...], call: dict[str, Any]) -> Tensor:

@@ -78,6 +78,17 @@ def ask(lm, documents, visuals=lambda document: [document["image"]]):
     return lm.generate_until(asked(documents, "test", visuals))
 
 
+def measured_is_shown_and_saved(saved, shown):
+    """lmms-eval's closing table and its file of results hold what the run record measured."""
+    measured = saved["throughput"]
+    for part in ("vision", "prefill", "scoring", "head", "decode"):
+        assert measured[f"avg_multiply_adds_{part}"] > 0
+    assert measured["avg_tokens_per_layer"] < measured["avg_visual_tokens"]
+    assert measured["avg_cache_bytes"] > 0
+    assert measured["total_elapsed_time"] > measured["avg_seconds_prefill"] > 0
+    assert "tokens_per_layer" in shown
+
+
 @pytest.mark.parametrize("knobs", ["enabled=False", "keep_tokens=64"])
 def test_a_batch_gives_the_answers_of_single_questions(wrapper, knobs):
     single, batched = wrapper.load(knobs), wrapper.load(f"{knobs},batch_size=8")

@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 from documents import DOCUMENTS, blocks, evaluations
-from lmms_checks import CHECKPOINTS, ENVIRONMENT, ROOT, TASKS, Wrapper, ask, asked
+from lmms_checks import CHECKPOINTS, ENVIRONMENT, ROOT, TASKS, Wrapper, ask, asked, measured_is_shown_and_saved
 from lmms_eval.__main__ import parse_eval_args
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
@@ -207,7 +207,9 @@ def test_the_command_line_writes_results_and_says_what_was_kept(wrapper, tmp_pat
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"{wrapper.name} clse: prune layers [1, 4, 8]" in done.stdout + done.stderr
     [results] = (tmp_path / "results").rglob("*results.json")
-    assert json.loads(results.read_text())["results"]["shapes_varied"]["accuracy,none"] > 0.5
+    saved = json.loads(results.read_text())
+    assert saved["results"]["shapes_varied"]["accuracy,none"] > 0.5
+    measured_is_shown_and_saved(saved, done.stdout)
 
 
 def test_the_documents_are_understood_and_complete(wrapper, monkeypatch):

@@ -23,8 +23,8 @@ def view_of(
     """A stage of prompts of N visual tokens and R words behind them.
 
     features, reference: [G, N, C]; words: [G, R, C], the same at both layers. attention: [G, heads, R, N], what
-    each word pays; asked: [G, R]. The sequence is the visual tokens and then the words; all are on one row if no
-    grids are given.
+    each word pays, the first one without the question too; asked: [G, R]. The sequence is the visual tokens and
+    then the words; all are on one row if no grids are given.
     """
     samples, count = features.shape[:2]
     rows = attention.shape[2]
@@ -50,5 +50,6 @@ def view_of(
         features_at=picked(features),
         reference_at=picked(features if reference is None else reference),
         attention=lambda at: attention.take_along_dim((at - count)[:, None, :, None], 2),
+        prior=attention[:, :, 0],
         memo={},
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from lmms_checks import *  # noqa: F403
-from lmms_checks import CHECKPOINTS, ENVIRONMENT, TASKS, Wrapper
+from lmms_checks import CHECKPOINTS, ENVIRONMENT, TASKS, Wrapper, measured_is_shown_and_saved
 from lmms_eval.api.instance import Instance
 
 CHECKPOINT = CHECKPOINTS / "shapes-llava"
@@ -106,7 +106,9 @@ def test_the_command_line_writes_results_and_says_what_was_kept(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "prune layers [1, 4, 8], 576 visual tokens kept 330/210/62" in done.stdout
     [results] = (tmp_path / "results").rglob("*results.json")
-    assert json.loads(results.read_text())["results"]["shapes"]["accuracy,none"] >= 0
+    saved = json.loads(results.read_text())
+    assert saved["results"]["shapes"]["accuracy,none"] >= 0
+    measured_is_shown_and_saved(saved, done.stdout)
 
 
 def test_the_command_line_ends_with_a_sentence_and_no_traceback(tmp_path):

@@ -30,7 +30,8 @@ class LlamaBackbone(Backbone):
         return call.get("visual_layout")
 
     def closing(self, model: Any, call: Mapping[str, Any]) -> list[int]:
-        return [model.closing] * len(call["inputs_embeds"])
+        tokens = call["input_ids"] if call.get("inputs_embeds") is None else call["inputs_embeds"]
+        return [model.closing] * len(tokens)
 
     def rotary(self, layer: nn.Module, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         positions = call["position_ids"]

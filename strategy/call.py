@@ -1,0 +1,33 @@
+"""What a thread's forward call leaves for the hooks that come later in it."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from strategy.backbone import Layout
+from strategy.prefill import Prefill
+
+
+class Call(threading.local):
+    """The state of the forward call that a thread is in; threads that share a model do not share it.
+
+    layout, closing: what the entry told of the prompts. prefill: the state of a prompt with visual tokens. part:
+    what the call is counted as, "prefill" or "decode", None for a text; since: when the decoder began. vision:
+    what a vision module was entered with. reading: the last tokens of prompts without their questions, while such
+    are read; prior: the attention they paid.
+    """
+
+    layout: Layout | None = None
+    closing: Sequence[int] | None = None
+    prefill: Prefill | None = None
+    part: str | None = None
+    since: Any = None
+    vision: Any = None
+    reading: Tensor | None = None
+    prior: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type["Call"], tuple[()]]:
+        # A copy of a model is in no forward call.
+        return Call, ()
