@@ -43,19 +43,21 @@ def options() -> argparse.Namespace:
     return made.parse_args()
 
 
-def digest(pretrained: str) -> str:
-    """What tells the weights in a folder, and the code that prunes, from others."""
-    files = [*Path(pretrained).glob("*.json"), *Path(pretrained).glob("*.safetensors"), *Path(pretrained).glob("*.bin")]
-    files += Path(strategy.__file__).parent.glob("*.py")
+def digest(*folders: str | Path | None) -> str:
+    """What tells the files in some folders, and the versions of what runs them, from others."""
     total = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as stream:
-            total.update(f"{file.name} {file.stat().st_size} ".encode() + stream.read(START))
+    for folder in map(Path, [folder for folder in folders if folder]):
+        for file in sorted(folder.glob("*.*")):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    total.update(f"{file.name} {file.stat().st_size} ".encode() + stream.read(START))
+    for name in ("torch", "transformers", "lmms-eval"):
+        total.update(importlib.metadata.version(name).encode())
     return total.hexdigest()
 
 
 def place(folder: Path, settings: Mapping[str, Any], pruning: Mapping[str, Any]) -> Path:
-    """Where a run is stored: under a name that changes with anything that may change its answers."""
+    """Where a run is stored: under a name that changes with its settings, which hold a digest of its files."""
     text = json.dumps([settings, pruning], sort_keys=True)
     name = "-".join(str(value) for value in pruning.values()) if pruning.get("enabled", True) else UNPRUNED
     return folder / "runs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
@@ -126,7 +128,7 @@ def about(given: argparse.Namespace, task: str, run: Run) -> dict[str, str]:
         "checkpoint": given.pretrained,
         "task": f"{task}, {len(run.answers)} questions",
         "budgets count": given.budget_basis,
-        "commit": commit.stdout.strip() or "not in a repository",
+        "report written at commit": commit.stdout.strip() or "not in a repository",
         "versions": ", ".join(versions),
         "device": f"{device}, {torch.get_num_threads()} threads",
         "date": date.today().isoformat(),
@@ -139,11 +141,14 @@ def compare(asked: Any, given: argparse.Namespace, task: str) -> None:
     basis = {} if given.budget_basis == "stages" else {"budget_basis": given.budget_basis}
     if not all(budget.isdecimal() for budget in given.budgets.split(",")):
         raise ValueError(f"--budgets {given.budgets}: want whole numbers of tokens, such as 192,128,64")
+    if given.limit is not None and given.limit < 1:
+        raise ValueError(f"--limit {given.limit}: want a number of questions from 1 up")
     budgets = [int(budget) for budget in given.budgets.split(",")]
     wanted = [knobs("", None)]
     wanted += [knobs(name, budget, **basis) for name in given.strategies.split(",") for budget in budgets]
     settings = {name: getattr(given, name) for name in ("pretrained", "model_args", "limit")}
-    settings |= {"task": task, "digest": digest(given.pretrained)}
+    code = Path(strategy.__file__).parent
+    settings |= {"task": task, "digest": digest(given.pretrained, code, given.include_path, task)}
     runs = []
     for number, pruning in enumerate(wanted, start=1):
         file = place(folder, settings, pruning)

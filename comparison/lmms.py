@@ -1,5 +1,6 @@
 """A task of lmms-eval, asked of one of its models."""
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ class Lmms:
 
     def load(self, knobs: Mapping[str, Any], **options: Any) -> Any:
         """The model with these pruning knobs; SystemExit with a sentence if it cannot be."""
+        # The model before this one lies in a cycle with its hooks, and both may not fit.
+        gc.collect()
         text = ",".join([self.arguments, *(f"{name}={value}" for name, value in knobs.items())])
         return get_model(self.model, **options).create_from_arg_string(text)
 
@@ -34,7 +37,9 @@ class Lmms:
         return TaskManager(include_path=self.include_path, model_name=self.model)
 
     def run(self, task: str, knobs: Mapping[str, Any], limit: int | None) -> Run:
-        """Answer and score a task's questions, the first `limit` if given."""
+        """Answer and score a task's questions, the first `limit` if given; ValueError for what is no single task."""
+        if task not in self._tasks().all_subtasks:
+            raise ValueError(f"--tasks {task}: lmms-eval knows no single task of that name; name a group's tasks")
         lm = self.load(knobs)
         generate, seconds = lm.generate_until, [0.0]
 

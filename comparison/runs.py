@@ -103,4 +103,4 @@ def load(path: Path) -> Run:
         fields = {name: tuple(item) if isinstance(item, list) else item for name, item in _decoded(fields).items()}
         return Run(**fields, **nullable)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no stored run: {error!r}") from error
+        raise ValueError(f"{path} holds no stored run ({error!r}): delete it to make the run anew") from error

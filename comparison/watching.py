@@ -17,7 +17,7 @@ Maps = list[Tensor]
 
 
 class Watch:
-    """Keeps, of the first stage, what the scores were made from; give it to `strategy.attach` as `watch`.
+    """Keeps, of the first stage that drops something, what the scores were made from: a `strategy.attach(watch=...)`.
 
     grids: those of the pictures. maps: by name, `score`, `attention` of the last prompt token where there is
     any yet, and the spectral `evolution` where the strategy has a reference.
@@ -30,7 +30,7 @@ class Watch:
         self.maps: dict[str, Maps] = {}
 
     def __call__(self, view: View, scores: Tensor, kept: Tensor) -> None:
-        if view.stage:
+        if self.grids:
             return
         self.grids, self.on_grid = view.grids, tuple(tokens.cpu() for tokens in view.on_grid)
         self.maps = {"score": self._on_grids(scores[0])}
@@ -74,7 +74,8 @@ class Look:
 def look(question: str, target: str, answer: str, frames: Any, watch: Watch, record: RunRecord) -> Look:
     """Put together what was seen of a prompt that was prefilled alone."""
     left = []
-    for stage in record.stages:
+    # Without a grid nothing was dropped anywhere, and there is nothing to show.
+    for stage in record.stages if watch.grids else []:
         stays = torch.zeros(record.visual_sum)
         stays[stage.kept[0].cpu()] = 1
         left.append((stage.layer, _frames([stays[t].view(g) for g, t in zip(watch.grids, watch.on_grid, strict=True)])))

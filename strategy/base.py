@@ -72,7 +72,8 @@ class Plan:
         """
         if layers[0] < earliest:
             raise ValueError(
-                f"prune_layer={list(layers)}: this strategy scores by attention, so allowed is {earliest} and above"
+                f"prune_layer={list(layers)}: this strategy prunes at {earliest} at the earliest; before the first "
+                "layer only one can that asks for no attention"
             )
         if layers[-1] >= facts.depth:
             raise ValueError(f"prune_layer={list(layers)}: the decoder has {facts.depth} layers, so below that")

@@ -6,7 +6,7 @@ although a causal kernel needs to compute half of it only.
 
 import time
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -52,6 +52,13 @@ def pair_cost(layer: Any) -> int:
     return 2 * layer.self_attn.q_proj.weight.shape[0]
 
 
+class Moment(NamedTuple):
+    """When something began: seconds, or on a GPU an event."""
+
+    at: Any
+    device: torch.device
+
+
 class Clock:
     """Seconds by part; on a GPU between events, which are read when somebody asks."""
 
@@ -59,21 +66,21 @@ class Clock:
         self.sums: dict[str, float] = defaultdict(float)
         self.pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
-    def start(self, device: torch.device) -> Any:
+    def start(self, device: torch.device) -> Moment:
         """A moment on a device."""
         if device.type != "cuda":
-            return time.perf_counter()
+            return Moment(time.perf_counter(), device)
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(device))
-        return event
+        return Moment(event, device)
 
-    def stop(self, part: str, since: Any, device: torch.device) -> None:
-        """Add to a part what went by since a moment on the same device."""
-        until = self.start(device)
-        if isinstance(since, float):
-            self.sums[part] += until - since
+    def stop(self, part: str, since: Moment) -> None:
+        """Add to a part what went by since a moment, on its device."""
+        until = self.start(since.device)
+        if since.device.type != "cuda":
+            self.sums[part] += until.at - since.at
             return
-        self.pending.append((part, since, until))
+        self.pending.append((part, since.at, until.at))
         if len(self.pending) > PENDING:
             self._read(wait=False)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,6 +103,10 @@ class Engine:
         self.watch = watch
         self.strategy = registry.get(config.strategy)(config) if config.enabled else None
         self.plan = self.strategy.plan(backbone.facts(decoder)) if self.strategy else None
+        if self.strategy and self.plan and self.strategy.question_free and self.plan.layers[0] == 0:
+            raise ValueError(
+                f"{config.strategy} reads prompts without their questions first: prune at layer 1 or later"
+            )
         self.record = RunRecord(config.strategy if config.enabled else "unpruned", len(decoder.layers), self.plan)
         self.call = Call()
         self.meter = Meter(self.record, self.call, decoder.layers, backbone.experts(decoder))
@@ -129,12 +134,14 @@ class Engine:
         if self.plan:
             stage = self.plan.layers.index(number + 1) if number + 1 in self.plan.layers else None
             # First, so that whoever records hidden states, as transformers 5 does by hooks, sees what is left.
-            after = self._after(number, stage)
+            # A partial of a method, since a closure would stay this engine's in a copy of the model.
+            after = partial(self._after, number, stage)
             handles.append(layer.register_forward_hook(after, with_kwargs=True, prepend=True))
         return handles
 
     def remove(self) -> None:
         """Take every hook off, and the engine with them."""
+        self.meter.close()
         for handle in self.handles:
             handle.remove()
         for module in {self.model, self.decoder}:
@@ -182,6 +189,8 @@ class Engine:
         tokens, cache = _tokens(args, call), call.get("past_key_values")
         if self.call.reading is not None:  # a prompt without its question
             return args, call
+        # An interrupt from the keyboard may have left them.
+        self.call.prefill = self.call.prior = None
         self.call.since = self.record.clock.start(tokens.device)
         if kv.length(cache):
             self.call.part = self.call.part and "decode"
@@ -239,7 +248,7 @@ class Engine:
         finally:
             self.call.reading, self.call.closing = None, None
         self.meter.prefill(batch, [short["attention_mask"].shape[1]] * self.plan.layers[0], part="scoring")
-        self.record.clock.stop("scoring", since, tokens.device)
+        self.record.clock.stop("scoring", since)
 
     def _keep_reference(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         if self.call.prefill is not None:
@@ -263,27 +272,31 @@ class Engine:
         with torch.no_grad():
             return (self._prune(state, None, 0, args[0], call, args[0]), *args[1:]), call
 
-    def _after(self, number: int, stage: int | None) -> Callable[..., Any]:
-        """The hook that prunes behind a layer, if that is a stage, and then adds what the stock loop would add."""
-
-        def hook(layer: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> Any:
-            state = self.call.prefill
-            if stage == 0 and self.call.reading is not None:
-                with torch.no_grad(), self.meter.scoring("question-free", args[0].shape):
-                    self.call.prior = self._attention(number, args[0], call, self.call.reading)[:, :, 0]
-                raise EnoughError
-            if state is None:
-                return None
-            hidden, *others = output if isinstance(output, tuple) else (output,)
-            if stage is not None:
-                state.move(hidden.device)
-                with torch.no_grad():
-                    hidden = self._prune(state, number, stage, args[0], call, hidden)
-            if number < len(state.added):
-                hidden = hidden + state.left(state.added[number]).to(hidden)
-            return (hidden, *others) if isinstance(output, tuple) else hidden
-
-        return hook
+    def _after(
+        self,
+        number: int,
+        stage: int | None,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        call: dict[str, Any],
+        output: Any,
+    ) -> Any:
+        """Prune behind a layer, if that is a stage, and then add what the stock loop would add."""
+        state = self.call.prefill
+        if stage == 0 and self.call.reading is not None:
+            with torch.no_grad(), self.meter.scoring("question-free", args[0].shape):
+                self.call.prior = self._attention(number, args[0], call, self.call.reading)[:, :, 0]
+            raise EnoughError
+        if state is None:
+            return None
+        hidden, *others = output if isinstance(output, tuple) else (output,)
+        if stage is not None:
+            state.move(hidden.device)
+            with torch.no_grad():
+                hidden = self._prune(state, number, stage, args[0], call, hidden)
+        if number < len(state.added):
+            hidden = hidden + state.left(state.added[number]).to(hidden)
+        return (hidden, *others) if isinstance(output, tuple) else hidden
 
     def _prune(
         self, state: Prefill, number: int | None, stage: int, before: Tensor, call: dict[str, Any], hidden: Tensor
@@ -299,9 +312,8 @@ class Engine:
             first = hidden.shape[1] - group.left.shape[1]
             if kept < group.number.shape[1]:
                 view = self._view(state, group, number, stage, kept, before, call, hidden)
-                with self.meter.scoring(
-                    stage, kept, group.grids, view.visual.shape, view.question.shape, hidden.shape[1:]
-                ):
+                shapes = (group.grids, view.visual.shape, view.question.shape, hidden.shape[1:])
+                with self.meter.scoring(stage, kept, _cache_of(call) is None, *shapes):
                     scores = self.strategy.score(view).float()
                     # A stable sort breaks ties the same way on every device, which top-k does not.
                     order = scores.sort(dim=1, descending=True, stable=True).indices
@@ -313,7 +325,9 @@ class Engine:
                         hidden = hidden.index_put((group.rows[:, None].expand_as(places), places), merged)
                 state.finite = state.finite & ~scores.isnan().any() & view.features.isfinite().all()
                 if self.watch:
+                    self.record.clock.stop("scoring", since)
                     self.watch(view, scores, chosen)
+                    since = self.record.clock.start(hidden.device)
                 stay = group.keep(chosen)
             else:
                 stay = torch.arange(group.left.shape[1], device=hidden.device).expand(len(group.samples), -1)
@@ -321,7 +335,7 @@ class Engine:
         left = sum(group.number.numel() for group in state.groups)
         state.stages.append(Stage(self.plan.layers[stage], seen, left, state.kept()))
         hidden = state.drop(stays, hidden) if left < seen else hidden
-        self.record.clock.stop("scoring", since, hidden.device)
+        self.record.clock.stop("scoring", since)
         return hidden
 
     def _view(
@@ -429,7 +443,7 @@ class Engine:
         state, self.call.prefill, self.call.prior = self.call.prefill, None, None
         if output is None or self.call.part is None:  # it failed, or is no part of a prompt with visual tokens
             return
-        self.record.clock.stop(self.call.part, self.call.since, output[0].device)
+        self.record.clock.stop(self.call.part, self.call.since)
         if state is None:
             batch, new = output[0].shape[:2]
             self.meter.decoded(batch, new, kv.length(call["past_key_values"]))

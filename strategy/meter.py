@@ -55,27 +55,34 @@ class Meter:
         self.record.multiply_adds["scoring"] += self.known[shapes]
 
     def _begin_vision(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
+        self.close()
         given = [value for value in (*args, *call.values()) if torch.is_tensor(value)]
         # Whole numbers, such as the grids of pictures of many sizes, decide which patches see each other.
         shapes = [(value.shape, None if value.is_floating_point() else str(value.tolist())) for value in given]
         key = ("vision", id(module), *shapes)
         counter = None if key in self.known else Counter()
+        # Inputs may lie elsewhere: towers fetch them.
+        self.call.vision = key, counter, self.record.clock.start(next(module.parameters()).device)
         if counter:
             counter.__enter__()
-        self.call.vision = key, counter, self.record.clock.start(given[0].device)
 
     def _end_vision(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.call.vision is None:
             return
-        (key, counter, since), self.call.vision = self.call.vision, None
-        if counter:
-            counter.__exit__(None, None, None)
+        key, counter, since = self.call.vision
+        self.close()
         if output is None:  # it failed
             return
         if counter:
             self.known[key] = counter.total
         self.record.multiply_adds["vision"] += self.known[key]
-        self.record.clock.stop("vision", since, next(module.parameters()).device)
+        self.record.clock.stop("vision", since)
+
+    def close(self) -> None:
+        """Stop counting what a vision module does; an interrupt from the keyboard leaves it open."""
+        if self.call.vision is not None and self.call.vision[1] is not None:
+            self.call.vision[1].__exit__(None, None, None)
+        self.call.vision = None
 
     def _count_head(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         if self.call.part:

@@ -34,7 +34,9 @@ class RunRecord:
     prompts: prefilled samples, all those of calls with visual tokens; samples: those of them that had some
     themselves. kept_sum: tokens left, a stage. layer_sums: visual tokens, a layer. cache_length, cache_bytes:
     what the KV cache held after the prefill, measured on its tensors. multiply_adds: by part, see `means`.
-    decoded: tokens decoded. clock: seconds by part, `prefill` with its scoring.
+    decoded: tokens given to the decoder on a filled cache, those of a further turn too; the first token of an
+    answer is not among them. clock: seconds by part, `prefill` with its scoring; the first call of each shape is
+    counted as it runs, which slows its vision and scoring.
     """
 
     strategy: str

@@ -115,6 +115,13 @@ def test_look_draws_what_each_strategy_saw(asked, type_, tmp_path, capsys, name)
         assert drawn.width > 200 * min(3, asked.frames)
 
 
+def test_look_at_a_stage_that_drops_nothing_and_at_none_that_does(asked, type_, tmp_path):
+    words = ["--image", ROOT / asked.image, "--question", asked.question, "--output", tmp_path / "look.png"]
+    for ratios in ("1;0.5;0.1", "1;1;1"):
+        type_(look.main, *words, "--retain_ratio", ratios, "--prune_layer", "1;4;8", "--ref_layers", 0)
+        assert (tmp_path / "look.png").stat().st_size > 0
+
+
 def test_look_names_a_picture_that_cannot_be_read(asked, type_, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing")

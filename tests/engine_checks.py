@@ -7,6 +7,7 @@ import copy
 import gc
 import json
 import math
+import signal
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -607,10 +608,39 @@ def test_a_copied_cache_and_positions_given_by_hand_are_honoured(family):
     assert not torch.allclose(plain, other)
 
 
-def test_an_attached_model_can_be_copied(family):
+def test_a_copy_of_an_attached_model_prunes_as_it_does(family, batch):
     decoder = family.decoder("sdpa")
-    with strategy.prune(decoder, VTRConfig(), backbone=family.name, layout=[[]]):
-        copy.deepcopy(decoder)
+    with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=batch.layout) as run:
+        hidden = prefill(family, decoder, batch)
+        copied = copy.deepcopy(decoder)
+        assert torch.equal(prefill(family, copied, batch), hidden)
+        assert run.prompts == len(batch.layout), "the copy has a record of its own"
+
+
+def test_an_interrupt_leaves_nothing_for_the_next_call(family):
+    decoder = family.decoder("sdpa")
+    batch = make("one image", decoder.config.hidden_size)
+    layout = [list(batch.layout[0])]
+    with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=layout):
+        broken = decoder.layers[4].register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            prefill(family, decoder, batch)
+        broken.remove()
+        layout[0].clear()  # a text follows
+        hidden = prefill(family, decoder, batch)
+    assert torch.equal(hidden, prefill(family, decoder, batch))
+
+
+def test_what_scoring_costs_without_a_cache_is_counted_apart(family):
+    decoder = family.decoder("sdpa")
+    batch = make("one image", decoder.config.hidden_size)
+    costs = []
+    with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=batch.layout) as run:
+        for cache in (family.cache(), None, family.cache()):
+            before = run.multiply_adds["scoring"]
+            family.run(decoder, batch.embeddings, None, batch.positions(), cache, batch.extra(family))
+            costs.append(run.multiply_adds["scoring"] - before)
+    assert costs[0] == costs[2] < costs[1]
 
 
 def test_a_mask_that_does_not_count_the_pruned_tokens_is_refused(family):

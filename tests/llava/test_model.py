@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
 from transformers.cache_utils import DynamicCache
 
 import strategy
@@ -149,6 +151,29 @@ def test_generation_is_a_loop_by_hand_for_every_strategy(loaded, pictures, name)
             given = {"input_ids": steps[-1], "attention_mask": mask}
     assert torch.equal(said, torch.cat(steps, dim=1))
     assert run.samples == 4
+
+
+def test_an_interrupt_in_the_tower_ends_its_counting(loaded, pictures):
+    _, model, processor, _ = loaded
+    pixels = process_images(pictures[:1], processor, model.config)
+    modes = _len_torch_dispatch_stack()
+    with strategy.prune(model, VTRConfig()) as run:
+        layer = model.get_vision_tower().vision_tower.vision_model.encoder.layers[1]
+        broken = layer.register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGINT))
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                model.encode_images(pixels)
+        broken.remove()
+        assert run.multiply_adds["vision"] == 0
+        model.encode_images(pixels)
+        whole = run.multiply_adds["vision"]
+        model.encode_images(pixels)
+        assert run.multiply_adds["vision"] == 2 * whole > 0
+        broken = layer.register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            model.encode_images(process_images(pictures[:2], processor, model.config))
+        broken.remove()
+    assert _len_torch_dispatch_stack() == modes
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ class LlavaVTR(lmms):
         except ValueError as error:
             raise SystemExit(f"llava_vtr: {error}") from None
         logger.info(f"llava_vtr {self.record.summary()}")
-        seconds, tokens = time.perf_counter() - start, self.record.decoded
+        seconds, tokens = time.perf_counter() - start, self.record.decoded + self.record.prompts
         log_metrics(seconds, tokens, tokens / seconds, self.record.numbers())
         return answers
 

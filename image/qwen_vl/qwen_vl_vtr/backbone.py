@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from strategy import Backbone, Layout, Span
@@ -29,7 +30,7 @@ class QwenBackbone(Backbone):
         if ids is None or ends is None:
             return None
         end = ends[0] if isinstance(ends, list) else ends
-        masks = ids.new_ones(ids.shape).tolist() if mask is None else mask.tolist()
+        masks = (mask if mask is not None and mask.dim() == 2 else torch.ones_like(ids)).tolist()
         rows = [[t for t, real in zip(*pair, strict=True) if real] for pair in zip(ids.tolist(), masks, strict=True)]
         return [row[::-1].index(end) + 1 if end in row else 0 for row in rows]
 

@@ -84,7 +84,9 @@ class PrunedQwen:
         logger.info(f"{self.model_id} {self.record.summary()}")
         # Some of the wrappers count seconds and tokens themselves.
         seconds, tokens = (
-            (0.0, 0) if get_logged_metrics_history() else (time.perf_counter() - start, self.record.decoded)
+            (0.0, 0)
+            if get_logged_metrics_history()
+            else (time.perf_counter() - start, self.record.decoded + self.record.prompts)
         )
         log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), self.record.numbers())
         return answers
