@@ -7,7 +7,6 @@ import copy
 import gc
 import json
 import math
-import signal
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -470,13 +469,19 @@ def test_keeping_everything_is_the_stock_model_to_the_last_bit(family, batch, co
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's own counter, told what its CPU kernel of attention costs, queries times keys times width, twice."""
+    """torch's own counter, told what two kernels cost that it does not know."""
 
-    def flops(query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
+    def attention(query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
         return 2 * 2 * math.prod(query) * key[2]
 
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={kernel: flops})
+    def experts(tokens: torch.Size, weights: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * math.prod(tokens) * weights[-1]
+
+    known = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        torch.ops.aten._grouped_mm: experts,
+    }
+    return FlopCounterMode(display=False, custom_mapping=known)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -617,12 +622,17 @@ def test_a_copy_of_an_attached_model_prunes_as_it_does(family, batch):
         assert run.prompts == len(batch.layout), "the copy has a record of its own"
 
 
+def interrupt(*_: Any) -> None:
+    """What the keyboard does to a hook."""
+    raise KeyboardInterrupt
+
+
 def test_an_interrupt_leaves_nothing_for_the_next_call(family):
     decoder = family.decoder("sdpa")
     batch = make("one image", decoder.config.hidden_size)
     layout = [list(batch.layout[0])]
     with strategy.prune(decoder, VTRConfig(keep_tokens=10), backbone=family.name, layout=layout):
-        broken = decoder.layers[4].register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGINT))
+        broken = decoder.layers[4].register_forward_pre_hook(interrupt)
         with pytest.raises(KeyboardInterrupt):
             prefill(family, decoder, batch)
         broken.remove()

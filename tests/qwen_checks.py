@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import pytest
 import torch
-from engine_checks import STEPS, TOLERANCE, all_hooks, hiding
+from engine_checks import STEPS, TOLERANCE, all_hooks, flop_counter, hiding
 from torch import Tensor, nn
 
 import strategy
@@ -243,6 +243,17 @@ def test_generate_after_a_prune_before_the_first_layer_is_so_too(tiny, prompts):
         tokens, logits = generate(model, prompts)
     assert [stage.layer for stage in run.stages] == [0, 4, 8]
     torch.testing.assert_close(logits, ask_oracle(tiny, prompts, tokens, run.stages).logits, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_all_that_an_answer_costs_is_counted_as_torch_counts_it(tiny, prompts):
+    model = tiny.model("sdpa")
+    with strategy.prune(model, PRUNED) as run:
+        for _ in range(2):  # the second time some of it is remembered
+            with flop_counter() as counter:
+                generate(model, prompts)
+    assert 2 * counter.get_total_flops() / 2 == pytest.approx(sum(run.multiply_adds.values()), rel=0.01)
+    assert all(run.multiply_adds[part] > 0 for part in ("vision", "prefill", "scoring", "head", "decode"))
 
 
 @torch.no_grad()

@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from engine_checks import flop_counter, interrupt
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -153,13 +153,27 @@ def test_generation_is_a_loop_by_hand_for_every_strategy(loaded, pictures, name)
     assert run.samples == 4
 
 
+@torch.no_grad()
+def test_all_that_an_answer_costs_is_counted_as_torch_counts_it(loaded, pictures):
+    tokenizer, model, processor, _ = loaded
+    pixels = process_images(pictures[:1], processor, model.config)
+    ids = prompt_ids(tokenizer, "How many objects are there?")[None]
+    with strategy.prune(model, VTRConfig(keep_tokens=64)) as run:
+        for _ in range(2):  # the second time some of it is remembered
+            with flop_counter() as counter:
+                model.generate(ids, images=pixels, max_new_tokens=3, min_new_tokens=3)
+    assert 2 * counter.get_total_flops() / 2 == pytest.approx(sum(run.multiply_adds.values()), rel=0.01)
+    assert all(run.multiply_adds[part] > 0 for part in ("vision", "prefill", "scoring", "head", "decode"))
+    assert run.decoded == 4
+
+
 def test_an_interrupt_in_the_tower_ends_its_counting(loaded, pictures):
     _, model, processor, _ = loaded
     pixels = process_images(pictures[:1], processor, model.config)
     modes = _len_torch_dispatch_stack()
     with strategy.prune(model, VTRConfig()) as run:
         layer = model.get_vision_tower().vision_tower.vision_model.encoder.layers[1]
-        broken = layer.register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGINT))
+        broken = layer.register_forward_pre_hook(interrupt)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 model.encode_images(pixels)
@@ -169,7 +183,7 @@ def test_an_interrupt_in_the_tower_ends_its_counting(loaded, pictures):
         whole = run.multiply_adds["vision"]
         model.encode_images(pixels)
         assert run.multiply_adds["vision"] == 2 * whole > 0
-        broken = layer.register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGINT))
+        broken = layer.register_forward_pre_hook(interrupt)
         with pytest.raises(KeyboardInterrupt):
             model.encode_images(process_images(pictures[:2], processor, model.config))
         broken.remove()
