@@ -356,7 +356,7 @@ def test_only_what_needs_no_attention_prunes_before_the_first_layer(name):
     if name in WITHOUT_ATTENTION:
         assert plan(name, prune_layer=0).layers == (0,)
     else:
-        with pytest.raises(ValueError, match=r"prune_layer=\[0\].* allowed is 1 and above"):
+        with pytest.raises(ValueError, match=r"prune_layer=\[0\]: this strategy prunes at 1 at the earliest"):
             plan(name, prune_layer=0, **({"ref_layers": 0} if name in ("clse", "random") else {}))
 
 
