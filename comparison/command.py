@@ -38,9 +38,9 @@ def knobs(strategy: str, budget: int | None, **more: Any) -> dict[str, Any]:
     return made
 
 
-def add_knobs(made: argparse.ArgumentParser, *but: str) -> None:
-    """Add the pruning knobs to a command line, but for some."""
+def add_knobs(made: argparse.ArgumentParser) -> None:
+    """Add the pruning knobs to a command line."""
     group = made.add_argument_group("pruning, see the README")
     for name in field_names():
-        if name not in ("enabled", *but):
+        if name != "enabled":
             group.add_argument(f"--{name}", default=argparse.SUPPRESS)

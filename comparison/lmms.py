@@ -38,7 +38,8 @@ class Lmms:
 
     def run(self, task: str, knobs: Mapping[str, Any], limit: int | None) -> Run:
         """Answer and score a task's questions, the first `limit` if given; ValueError for what is no single task."""
-        if task not in self._tasks().all_subtasks:
+        tasks = self._tasks()
+        if task not in tasks.all_subtasks:
             raise ValueError(f"--tasks {task}: lmms-eval knows no single task of that name; name a group's tasks")
         lm = self.load(knobs)
         generate, seconds = lm.generate_until, [0.0]
@@ -51,7 +52,7 @@ class Lmms:
 
         lm.generate_until = timed
         results = simple_evaluate(
-            model=lm, tasks=[task], task_manager=self._tasks(), limit=limit, batch_size=1, log_samples=True
+            model=lm, tasks=[task], task_manager=tasks, limit=limit, batch_size=1, log_samples=True
         )
         samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
         metric, accuracy = _metric(results["results"][task])

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from strategy.record import PARTS
+
 UNPRUNED = "unpruned"
-PARTS = ("vision", "prefill", "scoring", "head")  # of the operations of a prefill
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ class Engine:
             mask, positions = call.get("attention_mask"), call.get("position_ids")
             state = Prefill.start(layout, tokens, mask, positions)
             if self.strategy and self.strategy.question_free:
-                self._read_question_free(call, layout, tokens, mask)
+                self._read_question_free(call, layout, tokens, state.last)
             self.call.prefill, self.call.part = state, "prefill"
             if self.plan:
                 state.added = self.backbone.added(call)
@@ -229,19 +229,17 @@ class Engine:
             call["cache_position"] = torch.arange(held, held + new, device=tokens.device)
         return args, call
 
-    def _read_question_free(self, call: dict[str, Any], layout: Layout, tokens: Tensor, mask: Tensor | None) -> None:
+    def _read_question_free(self, call: dict[str, Any], layout: Layout, tokens: Tensor, last: Tensor) -> None:
         """Run the first layers over the prompts without their questions, for the attention of their last tokens."""
         assert self.plan
+        mask = call.get("attention_mask")
         if mask is not None and mask.dim() != 2:
             raise ValueError(
                 f"{self.record.strategy} needs an attention_mask [B, S], not one of {mask.dim()} dimensions"
             )
         (batch, length), since = tokens.shape[:2], self.record.clock.start(tokens.device)
-        last = [length - 1] * batch
-        if mask is not None:
-            last = (mask.bool() * torch.arange(length, device=mask.device)).amax(1).tolist()
-        frames = checked(layout, batch, length)
-        short, self.call.reading = question_free(call, frames, self.call.closing or [0] * batch, last)
+        frames, closing = checked(layout, batch, length), self.call.closing or [0] * batch
+        short, self.call.reading = question_free(call, tokens, frames, closing, last[:, 0].tolist())
         try:
             with torch.no_grad(), suppress(EnoughError):
                 self.decoder(**short)

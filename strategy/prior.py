@@ -18,24 +18,26 @@ class EnoughError(Exception):
 
 
 def question_free(
-    call: Mapping[str, Any], layout: Sequence[Sequence[Frames]], closing: Sequence[int], last: Sequence[int]
+    call: Mapping[str, Any],
+    tokens: Tensor,
+    layout: Sequence[Sequence[Frames]],
+    closing: Sequence[int],
+    last: Sequence[int],
 ) -> tuple[dict[str, Any], Tensor]:
     """The same prompts up to the first token behind their visual ones, and their last `closing` tokens.
 
-    call: the keyword arguments of a decoder's forward call. last: each prompt's last token. Returns the keyword
-    arguments of the shorter call, padded on the right, and the index of each sample's last token, [B, 1]. What
-    stays keeps its tokens; positions are those that follow the picture directly.
+    call: the keyword arguments of a decoder's forward call. tokens: what it is given, [B, S] or [B, S, C]. last:
+    each prompt's last token. Returns the keyword arguments of the shorter call, padded on the right, and the index
+    of each sample's last token, [B, 1]. What stays keeps its tokens; positions are those that follow the picture
+    directly.
     """
-    embeddings = call.get("inputs_embeds")
-    given: Tensor = call["input_ids"] if embeddings is None else embeddings
-    batch, length = given.shape[:2]
     rows = []
     for spans, own, end in zip(layout, closing, last, strict=True):
         behind = max((span.starts[-1] + span.frame for span in spans), default=0)
         rows.append([*range(behind + 1), *range(max(behind + 1, end + 1 - own), end + 1)])
     most = max(map(len, rows))
-    index = torch.tensor([row + [0] * (most - len(row)) for row in rows], device=given.device)
-    real = torch.tensor([[1] * len(row) + [0] * (most - len(row)) for row in rows], device=given.device)
+    index = torch.tensor([row + [0] * (most - len(row)) for row in rows], device=tokens.device)
+    real = torch.tensor([[1] * len(row) + [0] * (most - len(row)) for row in rows], device=tokens.device)
     short = {name: value for name, value in call.items() if name not in DROPPED} | {"use_cache": False}
     for name, value in short.items():
         if name == "position_ids" and value is not None:
@@ -43,7 +45,7 @@ def question_free(
             short[name] = value[..., :most]
         elif name == "cache_position" and value is not None:
             short[name] = value[:most]
-        elif torch.is_tensor(value) and value.shape[:2] == (batch, length):
+        elif torch.is_tensor(value) and value.shape[:2] == tokens.shape[:2]:
             taken = rows_of(value, index)
             short[name] = taken & real.bool() if taken.dtype == torch.bool else taken
     mask = short.get("attention_mask")
