@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 
 from strategy import clse
-from strategy.backbone import Backbone, Layout, Span, register_backbone
+from strategy.backbone import Asked, Backbone, Layout, Span, register_backbone
 from strategy.base import Facts, Grid, Plan, StageBudgets, Strategy, View
 from strategy.config import VTRConfig
 from strategy.engine import attach, detach, prune
@@ -12,6 +12,7 @@ from strategy.record import RunRecord, Stage
 from strategy.registry import available, register
 
 __all__ = [
+    "Asked",
     "Backbone",
     "Facts",
     "Grid",

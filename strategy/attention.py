@@ -11,13 +11,18 @@ def rows_of(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.take_along_dim(index[(...,) + (None,) * (tensor.dim() - 2)], 1)
 
 
+def rotated(head: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate heads [B, heads, L, width] by cosines and sines [B or 1, L, width]."""
+    first, second = head.chunk(2, dim=-1)
+    return head * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
 def _heads(module: Any, projection: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Project x [B, R, C] with a layer's own weights into rotated heads [B, heads, R, head width]."""
     head = getattr(module, projection)(x).unflatten(-1, (-1, module.head_dim))
     norm = getattr(module, projection[0] + "_norm", None)
     head = (head if norm is None else norm(head)).transpose(1, 2)
-    first, second = head.chunk(2, dim=-1)
-    return head * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+    return rotated(head, cos, sin)
 
 
 def attention_rows(
@@ -43,12 +48,14 @@ def attention_rows(
     grouped = queries.float().unflatten(1, (keys.shape[1], -1))
     scale = getattr(module, "scaling", module.head_dim**-0.5)
     logits = torch.einsum("bkgrd,bkld->bkgrl", grouped, keys.float()).flatten(1, 2) * scale
+    # Not minus infinity: the row of a token that sees nothing, one of the padding, would be NaN.
+    lowest = torch.finfo(logits.dtype).min
     if mask is not None and mask.dim() == 4:
         mask = rows_of(mask[:, 0], rows)[:, None]
-        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask.float()
+        logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask.float()
     else:
         seen = torch.arange(hidden.shape[1], device=rows.device) <= rows[:, :, None]
         if mask is not None:
             seen = seen & mask.bool()[:, None]
-        logits = logits.masked_fill(~seen[:, None], -torch.inf)
+        logits = logits.masked_fill(~seen[:, None], lowest)
     return logits.softmax(dim=-1)

@@ -1,7 +1,8 @@
 """What a model family must tell the engine, and the list of families."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -28,11 +29,45 @@ Layout = Sequence[Sequence[Span]]
 """The spans of each sample of a batch."""
 
 
+class Asked(NamedTuple):
+    """What `generate` asks of its greedy loop.
+
+    prompt: how long the prompts are, and ids: how many of that as token ids. processors, criteria: transformers' lists.
+    ends, pad: the ids that end an answer, and the one that follows. cache: what past_key_values were given. plain:
+    whether token ids are all that is wanted.
+    """
+
+    prompt: int
+    ids: int
+    processors: Sequence[Any]
+    criteria: Any
+    ends: Sequence[int]
+    pad: int | None
+    cache: Any
+    plain: bool
+
+    @property
+    def limit(self) -> int | None:
+        """How many tokens an answer may have; None if something else than that and end tokens stops it."""
+        lengths = [each.max_length for each in self.criteria if hasattr(each, "max_length")]
+        others = [
+            each for each in self.criteria if not hasattr(each, "max_length") and not hasattr(each, "eos_token_id")
+        ]
+        return min(lengths) - self.ids if lengths and not others else None
+
+    def one_token(self) -> Any:
+        """Criteria that stop the loop after one token."""
+        only = copy.copy(next(each for each in self.criteria if hasattr(each, "max_length")))
+        only.max_length = self.ids + 1
+        return type(self.criteria)([only])
+
+
 class Backbone(ABC):
     """Facts about one model family; it never sees a strategy.
 
     models: the classes whose instances are pruned whole. decoders: the bare text decoders, which need
-    their layout given by hand. nominal_tokens, own_size, video: see `Facts`.
+    their layout given by hand. nominal_tokens, own_size, video: see `Facts`. of_sizes: methods of the vision
+    modules whose results depend on the sizes of pictures only.
     """
 
     name: str
@@ -41,6 +76,7 @@ class Backbone(ABC):
     nominal_tokens: int
     own_size: bool = False
     video: bool = False
+    of_sizes: tuple[str, ...] = ()
 
     def facts(self, decoder: Any) -> Facts:
         """What strategies may know of a decoder."""
@@ -67,6 +103,21 @@ class Backbone(ABC):
     @abstractmethod
     def rotary(self, layer: nn.Module, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B or 1, L, head width] that rotate the tokens of a layer's forward call."""
+
+    def angles(self, decoder: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, L, head width] that rotate tokens at positions [B, L], or several kinds of them.
+
+        As transformers has it since 4.48 for text that has one kind.
+        """
+        return decoder.rotary_emb(decoder.norm.weight, positions)
+
+    def greedy(self, model: Any, answer: Callable[[Callable[[Any], Tensor], Asked], Tensor]) -> dict[str, Any]:
+        """What to set on a model, by attribute, so that `answer` stands in the place of its greedy loop.
+
+        answer: given the stock loop, which takes the criteria that stop it, and what is asked of it. Empty, as here,
+        for a family that answers with the stock loop only.
+        """
+        return {}
 
     def vision(self, model: Any) -> list[nn.Module]:
         """The modules that make visual tokens of pixels, none of them inside another one."""

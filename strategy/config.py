@@ -23,7 +23,9 @@ class VTRConfig:
     with so many tokens at every layer. With the latter two, what the stages keep is scaled, all by one factor.
     prune_layer: the layers to prune at, increasing; the strategy's own if not given. ref_layers: the layer
     whose input is the reference. clse_cutoff_ratio, clse_temp, clse_fft_3d: see `strategy.clse.score`.
-    query_aggregation, head_aggregation: see `strategy.priortr`.
+    query_aggregation, head_aggregation: see `strategy.priortr`. engine: how `generate` answers greedily: `graph`, with
+    fused layers, caches of fixed size and CUDA graphs (on a CPU, the same programs as they are); `eager`, by the stock
+    loop; `auto`, the first on a GPU. What the first cannot do falls to the second, which is said once.
 
     Values may be given as people type them: 192, "192", 0.334, [1, 11, 21], "[1,11,21]", "1;10;19",
     "False". Lists are kept as tuples, a single number as a tuple of one. Raises ValueError that names
@@ -42,6 +44,7 @@ class VTRConfig:
     clse_fft_3d: bool
     query_aggregation: str
     head_aggregation: str
+    engine: str
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class VTRConfig:
         clse_fft_3d: Any = False,
         query_aggregation: Any = "question",
         head_aggregation: Any = "mean",
+        engine: Any = "auto",
         **unknown: Any,
     ) -> None:
         check_names(unknown, field_names())
@@ -185,4 +189,5 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "clse_fft_3d": _flag,
     "query_aggregation": _one_of(lambda: ("question", "last")),
     "head_aggregation": _one_of(lambda: ("mean", "max")),
+    "engine": _one_of(lambda: ("auto", "graph", "eager")),
 }

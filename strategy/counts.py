@@ -70,6 +70,9 @@ class Clock:
         """A moment on a device."""
         if device.type != "cuda":
             return Moment(time.perf_counter(), device)
+        if torch.cuda.is_current_stream_capturing():
+            # A graph runs later, and as often as it is replayed.
+            return Moment(None, device)
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(device))
         return Moment(event, device)
@@ -77,6 +80,8 @@ class Clock:
     def stop(self, part: str, since: Moment) -> None:
         """Add to a part what went by since a moment, on its device."""
         until = self.start(since.device)
+        if until.at is None:
+            return
         if since.device.type != "cuda":
             self.sums[part] += until.at - since.at
             return

@@ -22,6 +22,7 @@ from strategy.backbone import Backbone, Layout, find_backbone
 from strategy.base import View
 from strategy.call import Call
 from strategy.config import VTRConfig
+from strategy.fast import Fast
 from strategy.meter import Meter
 from strategy.prefill import Group, Prefill, Pruned, checked
 from strategy.prior import EnoughError, question_free
@@ -33,6 +34,7 @@ ATTRIBUTE = "_pruning_engine"
 PRUNED = "_pruned_prompt"
 INPUTS = ("input_ids", "inputs_embeds")  # what the tokens of a call are given as, one or the other
 Watch = Callable[[View, Tensor, Tensor], None]
+Rows = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]  # attention of tokens, of some samples
 
 
 def attach(
@@ -122,6 +124,34 @@ class Engine:
         for number, layer in enumerate(decoder.layers):
             self.handles += self._layer_hooks(number, layer)
         self.handles.append(decoder.layers[-1].register_forward_hook(self._finish, with_kwargs=True))
+        self.replaced: list[tuple[nn.Module, str, Any]] = []
+        self.fast: Fast | None = None
+        if config.engine != "eager" and model is not decoder and watch is None:
+            self._make_fast(config.engine)
+
+    def _make_fast(self, mode: str) -> None:
+        """Put the fast path in the place of the forward calls it speeds up, and of the greedy loop."""
+        try:
+            fast = Fast(
+                *(self.model, self.decoder, self.backbone, self.plan, mode),
+                self.call,
+                self.meter,
+                self._prune,
+                self._close,
+            )
+        except ValueError:
+            self.remove()
+            raise
+        for module in self.backbone.vision(self.model):
+            self._replace(module, "forward", partial(fast.see, module, module.forward))
+        self._replace(self.decoder, "forward", partial(fast.run, self.decoder.forward))
+        for name, answer in self.backbone.greedy(self.model, fast.answer).items():
+            self._replace(self.model, name, answer)
+        self.fast = fast
+
+    def _replace(self, module: nn.Module, name: str, value: Any) -> None:
+        self.replaced.append((module, name, vars(module).get(name)))
+        setattr(module, name, value)
 
     def _layer_hooks(self, number: int, layer: nn.Module) -> list[RemovableHandle]:
         handles: list[RemovableHandle] = []
@@ -144,8 +174,13 @@ class Engine:
         self.meter.close()
         for handle in self.handles:
             handle.remove()
+        for module, name, before in reversed(self.replaced):
+            delattr(module, name) if before is None else setattr(module, name, before)
+        if self.fast is not None:
+            self.fast.free()
         for module in {self.model, self.decoder}:
-            delattr(module, ATTRIBUTE)
+            if hasattr(module, ATTRIBUTE):
+                delattr(module, ATTRIBUTE)
 
     # The hooks, in the order in which one forward call meets them.
 
@@ -199,11 +234,18 @@ class Engine:
         if hasattr(cache, PRUNED):  # emptied to be used again
             delattr(cache, PRUNED)
         layout, self.call.layout = self.call.layout, None
-        if layout is not None and any(layout):
-            mask, positions = call.get("attention_mask"), call.get("position_ids")
-            state = Prefill.start(layout, tokens, mask, positions)
+        visual = layout is not None and any(layout)
+        if self.call.answer is not None and self.fast:
+            layout = self.fast.lay_out(layout or [[]] * len(tokens), call, tokens)
+            tokens = _tokens(args, call)
+        if layout is not None and (visual or self.call.answer):
+            state = Prefill.start(layout, tokens, call.get("attention_mask"), call.get("position_ids"))
+            if self.call.answer is not None:
+                self.call.answer.state = state
+        if visual and layout is not None:
             if self.strategy and self.strategy.question_free:
                 self._read_question_free(call, layout, tokens, state.last)
+                state.prior, self.call.prior = self.call.prior, None
             self.call.prefill, self.call.part = state, "prefill"
             if self.plan:
                 state.added = self.backbone.added(call)
@@ -268,7 +310,7 @@ class Engine:
         if state is None:
             return None
         with torch.no_grad():
-            return (self._prune(state, None, 0, args[0], call, args[0]), *args[1:]), call
+            return (self._prune(state, 0, args[0]), *args[1:]), call
 
     def _after(
         self,
@@ -290,16 +332,15 @@ class Engine:
         hidden, *others = output if isinstance(output, tuple) else (output,)
         if stage is not None:
             state.move(hidden.device)
+            state.projects = _cache_of(call) is None
             with torch.no_grad():
-                hidden = self._prune(state, number, stage, args[0], call, hidden)
+                hidden = self._prune(state, stage, hidden, partial(self._attention, number, args[0], call))
         if number < len(state.added):
             hidden = hidden + state.left(state.added[number]).to(hidden)
         return (hidden, *others) if isinstance(output, tuple) else hidden
 
-    def _prune(
-        self, state: Prefill, number: int | None, stage: int, before: Tensor, call: dict[str, Any], hidden: Tensor
-    ) -> Tensor:
-        """Score, select, merge and drop: `before` and `hidden` [B, L, C] are the input and output of a layer."""
+    def _prune(self, state: Prefill, stage: int, hidden: Tensor, rows: Rows | None = None) -> Tensor:
+        """Score, select, merge and drop hidden states [B, L, C], those behind a layer with the attention `rows`."""
         assert self.strategy
         assert self.plan
         since = self.record.clock.start(hidden.device)
@@ -309,9 +350,9 @@ class Engine:
             kept = self.plan.kept(group.whole)[stage]
             first = hidden.shape[1] - group.left.shape[1]
             if kept < group.number.shape[1]:
-                view = self._view(state, group, number, stage, kept, before, call, hidden)
+                view = self._view(state, group, stage, kept, hidden, rows)
                 shapes = (group.grids, view.visual.shape, view.question.shape, hidden.shape[1:])
-                with self.meter.scoring(stage, kept, _cache_of(call) is None, *shapes):
+                with self.meter.scoring(stage, kept, state.projects, *shapes):
                     scores = self.strategy.score(view).float()
                     # A stable sort breaks ties the same way on every device, which top-k does not.
                     order = scores.sort(dim=1, descending=True, stable=True).indices
@@ -340,20 +381,18 @@ class Engine:
         self,
         state: Prefill,
         group: Group,
-        number: int | None,
         stage: int,
         keep: int,
-        before: Tensor,
-        call: dict[str, Any],
         hidden: Tensor,
+        rows_at: Rows | None,
     ) -> View:
         offset = hidden.shape[1] - group.left.shape[1]
         visual = group.visual + offset
 
         def attention(rows: Tensor) -> Tensor:
-            if number is None:
+            if rows_at is None:
                 raise ValueError(f"{self.record.strategy} asks for attention, which nothing pays before layer 0")
-            weights = self._attention(number, before.to(hidden.device), call, rows, lambda x: state.of(group, x))
+            weights = rows_at(rows, lambda x: state.of(group, x.to(hidden.device)))
             return weights.gather(3, visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
 
         def reference_at(rows: Tensor) -> Tensor:
@@ -362,10 +401,10 @@ class Engine:
             return rows_of(state.of(group, state.reference), group.left.gather(1, rows - offset))
 
         prior = None
-        if self.call.prior is not None:
+        if state.prior is not None:
             # Up to the last visual token both prompts are the same.
             places = group.left.gather(1, group.visual)
-            prior = state.of(group, self.call.prior.to(hidden.device))
+            prior = state.of(group, state.prior)
             prior = prior.gather(2, places[:, None].expand(-1, prior.shape[1], -1))
         return View(
             stage=stage,
@@ -409,21 +448,11 @@ class Engine:
         state, cache = self.call.prefill, _cache_of(call)
         if state is None:
             return
-        if not state.finite:
-            raise ValueError(
-                "the features of visual tokens are not finite, or their scores are NaN: look at the pictures and "
-                "the weights, or compute in bfloat16 or float32, which overflow later than float16"
-            )
-        visual = [group.whole for group in state.groups for _ in group.samples if group.whole]
-        self.record.add_stages(len(state.real), visual, state.stages)
-        # Only prunes that dropped something left a take behind.
-        dropped = [stage.layer for stage in state.stages if stage.after < stage.before]
-        depth = len(self.decoder.layers)
-        self.meter.prefill(len(state.real), [state.length(sum(at <= n for at in dropped)) for n in range(depth)])
+        prompts, dropped = self._close(state), state.dropped()
         if cache is None:
             return
         size = 0
-        for number in range(depth):
+        for number in range(len(self.decoder.layers)):
             keys, values = kv.read(cache, number)
             places = state.cache_places(sum(at <= number for at in dropped))
             if places is not None:
@@ -431,9 +460,23 @@ class Engine:
                 keys, values = (tensor.take_along_dim(places[:, None, :, None], 2) for tensor in (keys, values))
                 kv.write(cache, number, keys, values)
             size += keys.nbytes + values.nbytes
-        self.record.add_cache(len(visual), kv.length(cache), size / len(state.real))
+        self.record.add_cache(prompts, kv.length(cache), size / len(state.real))
         if (pruned := state.pruned()) is not None:
             setattr(cache, PRUNED, pruned)
+
+    def _close(self, state: Prefill) -> int:
+        """Write a finished prefill into the record; returns how many of its samples have visual tokens."""
+        if not state.finite:
+            raise ValueError(
+                "the features of visual tokens are not finite, or their scores are NaN: look at the pictures and "
+                "the weights, or compute in bfloat16 or float32, which overflow later than float16"
+            )
+        visual = [group.whole for group in state.groups for _ in group.samples if group.whole]
+        self.record.add_stages(len(state.real), visual, state.stages)
+        dropped = state.dropped()
+        depth = len(self.decoder.layers)
+        self.meter.prefill(len(state.real), [state.length(sum(at <= n for at in dropped)) for n in range(depth)])
+        return len(visual)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], call: dict[str, Any], output: Any) -> None:
         if self.call.reading is not None:

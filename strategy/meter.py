@@ -24,9 +24,12 @@ class Meter:
         self.costs = [(token_cost(layer, experts), pair_cost(layer)) for layer in layers]
         # What was counted once for given shapes need not be counted again.
         self.known: dict[Any, int] = {}
+        self.head = 0  # multiply-adds of one token
 
     def hooks(self, vision: Iterable[nn.Module], head: nn.Module) -> list[RemovableHandle]:
         """The hooks on the modules beside the decoder."""
+        weight: Any = head.weight
+        self.head = weight.numel()
         handles = [head.register_forward_hook(self._count_head)]
         for module in vision:
             handles.append(module.register_forward_pre_hook(self._begin_vision, with_kwargs=True))
@@ -42,6 +45,12 @@ class Meter:
         """Count tokens decoded on a cache that then holds `held`."""
         self.record.decoded += batch * new
         self.record.multiply_adds["decode"] += sum(batch * new * (token + held * pair) for token, pair in self.costs)
+
+    def decoded_alone(self, batch: int, held: int, until: int) -> None:
+        """Count tokens decoded one by one and chosen from, from a cache that held so many to one that holds more."""
+        for now in range(held + 1, until + 1):
+            self.decoded(batch, 1, now)
+        self.record.multiply_adds["decode"] += batch * (until - held) * self.head
 
     @contextmanager
     def scoring(self, *shapes: Any) -> Iterator[None]:
@@ -87,4 +96,4 @@ class Meter:
     def _count_head(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         if self.call.part:
             part = "head" if self.call.part == "prefill" else "decode"
-            self.record.multiply_adds[part] += module.weight.numel() * (output.numel() // output.shape[-1])
+            self.record.multiply_adds[part] += self.head * (output.numel() // output.shape[-1])

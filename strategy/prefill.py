@@ -1,7 +1,7 @@
 """The state of one pruned forward call: which tokens are left, and where they now are."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +54,9 @@ class Prefill:
     [B, 1], the position id of the token that will follow the prompt. takes: for each prune, the places
     [B, L] in the sequence before it of what is left. index: [B, L], what is left, as indices of the whole
     prompt; None while everything is. padding: [B, L], True where a sample that lost more than another was
-    filled up on the left; None if nowhere. added: see `Backbone.added`. finite: whether all scores and
+    filled up on the left; None if nowhere. added: see `Backbone.added`. prior: see `View`,
+    [B, heads, S]. projects: whether keys must be projected anew, for want of a cache. lengths: of the sequence after
+    each prune. finite: whether all scores and
     the features they were made from were, a tensor once there were any.
     """
 
@@ -67,9 +69,12 @@ class Prefill:
     padding: Tensor | None = None
     reference: Tensor | None = None
     added: list[Tensor] = field(default_factory=list)
+    prior: Tensor | None = None
+    projects: bool = False
     finite: Tensor | bool = True
     narrowed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
 
     @classmethod
     def start(cls, layout: Layout, tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> "Prefill":
@@ -142,6 +147,7 @@ class Prefill:
             for parts in (stays, [g.left for g in self.groups], [torch.ones_like(stay) for stay in stays])
         )
         self.takes.append(take)
+        self.lengths.append(length)
         self.index, self.narrowed = index, {}
         self.padding = filled == 0 if any(stay.shape[1] < length for stay in stays) else None
         return rows_of(hidden, take)
@@ -208,7 +214,26 @@ class Prefill:
 
     def length(self, prunes: int) -> int:
         """How long the sequence is after so many prunes."""
-        return (self.takes[prunes - 1] if prunes else self.real).shape[1]
+        return self.lengths[prunes - 1] if prunes else self.real.shape[1]
+
+    def dropped(self) -> list[int]:
+        """The layers before which something was dropped, in order."""
+        return [stage.layer for stage in self.stages if stage.after < stage.before]
+
+    def varying(self) -> list[Tensor]:
+        """Before the first prune: the tensors that differ between prompts with the same shapes and grids."""
+        own = [tensor for group in self.groups for tensor in (group.visual, group.text, group.asked)]
+        return [self.real, self.last, self.position, *own, *self.added, *([] if self.prior is None else [self.prior])]
+
+    def with_varying(self, tensors: Sequence[Tensor]) -> "Prefill":
+        """The same beginning with other such tensors, to be gone on from without a trace here."""
+        rest = iter(tensors)
+        real, last, position = (next(rest) for _ in range(3))
+        groups = [
+            replace(group, visual=next(rest), text=next(rest), asked=next(rest), memo={}) for group in self.groups
+        ]
+        added = [next(rest) for _ in self.added]
+        return Prefill(groups, real, last, position, added=added, prior=next(rest, None))
 
     def cache_places(self, pruned_before: int) -> Tensor | None:
         """Places [B, L] in a layer's cache of what is left at the end, if so many prunes came before it."""

@@ -38,16 +38,30 @@ def question_free(
     most = max(map(len, rows))
     index = torch.tensor([row + [0] * (most - len(row)) for row in rows], device=tokens.device)
     real = torch.tensor([[1] * len(row) + [0] * (most - len(row)) for row in rows], device=tokens.device)
-    short = {name: value for name, value in call.items() if name not in DROPPED} | {"use_cache": False}
-    for name, value in short.items():
-        if name == "position_ids" and value is not None:
-            # Text counts on by one a token, in all of its kinds.
-            short[name] = value[..., :most]
-        elif name == "cache_position" and value is not None:
-            short[name] = value[:most]
-        elif torch.is_tensor(value) and value.shape[:2] == tokens.shape[:2]:
-            taken = rows_of(value, index)
-            short[name] = taken & real.bool() if taken.dtype == torch.bool else taken
-    mask = short.get("attention_mask")
-    short["attention_mask"] = real if mask is None else mask * real.to(mask.dtype)
+    kept = {name: value for name, value in call.items() if name not in DROPPED} | {"use_cache": False}
+    short = kept | reordered(kept, tokens, index, real.bool())
+    if call.get("position_ids") is not None:
+        # Text counts on by one a token, in all of its kinds.
+        short["position_ids"] = call["position_ids"][..., :most]
     return short, real.sum(1, keepdim=True) - 1
+
+
+def reordered(call: Mapping[str, Any], tokens: Tensor, index: Tensor, real: Tensor) -> dict[str, Any]:
+    """Those of a decoder's keyword arguments that go with its prompts, for the tokens at `index` [B, L] of them.
+
+    tokens: see `question_free`. real: [B, L], False where the index only fills up.
+    """
+    taken: dict[str, Any] = {}
+    for name, value in call.items():
+        if name == "position_ids" and value is not None:
+            taken[name] = value.expand(*value.shape[:-2], len(index), -1).take_along_dim(
+                index[(None,) * (value.dim() - 2)], -1
+            )
+        elif name == "cache_position" and value is not None:
+            taken[name] = torch.arange(index.shape[1], device=value.device)
+        elif torch.is_tensor(value) and value.shape[:2] == tokens.shape[:2]:
+            rows = rows_of(value, index)
+            taken[name] = rows & real if rows.dtype == torch.bool else rows
+    mask = taken.get("attention_mask")
+    taken["attention_mask"] = real.long() if mask is None else mask * real.to(mask.dtype)
+    return taken

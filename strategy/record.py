@@ -1,7 +1,8 @@
 """What a pruned run really did."""
 
+import copy
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -71,6 +72,14 @@ class RunRecord:
         """Count the cache a finished prefill left: its length, and its size in bytes a sample."""
         self.cache_length_sum += samples * length
         self.cache_bytes_sum += samples * size
+
+    def sums(self) -> dict[str, Any]:
+        """All that was counted so far, but for the clock."""
+        return {each.name: copy.copy(getattr(self, each.name)) for each in fields(self) if each.name != "clock"}
+
+    def restore(self, sums: dict[str, Any]) -> None:
+        """Forget what was counted since `sums` were taken."""
+        vars(self).update(sums)
 
     def means(self) -> dict[str, Any]:
         """The sums a sample, ready for JSON.

@@ -1,7 +1,8 @@
 """What the pruning engine needs to know of LLaVA."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers import LlamaModel
 from transformers.cache_utils import DynamicCache
 
 from llava.model.llava_llama import LlavaLlamaForCausalLM
-from strategy import Backbone, Layout, register_backbone
+from strategy import Asked, Backbone, Layout, register_backbone
 from strategy.cache import length as cache_length
 
 
@@ -34,9 +35,15 @@ class LlamaBackbone(Backbone):
         return [model.closing] * len(tokens)
 
     def rotary(self, layer: nn.Module, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        positions = call["position_ids"]
         tables = layer.self_attn.rotary_emb(layer.input_layernorm.weight, seq_len=1)
-        return tuple(table[positions] for table in tables)
+        return tuple(table[call["position_ids"]] for table in tables)
+
+    def angles(self, decoder: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+        # All of this Llama's layers have the same table.
+        return self.rotary(decoder.layers[0], {"position_ids": positions})
+
+    def greedy(self, model: Any, answer: Callable[[Callable[[Any], Tensor], Asked], Tensor]) -> dict[str, Any]:
+        return {"greedy_search": partial(_search, model.greedy_search, answer)}
 
     def extra_hooks(self, decoder: Any) -> list[RemovableHandle]:
         # By thread, since each may be in a forward call of its own.
@@ -73,6 +80,30 @@ class LlamaBackbone(Backbone):
             decoder.register_forward_hook(end, with_kwargs=True),
             *(table.register_forward_pre_hook(whole_table, with_kwargs=True) for table in tables),
         ]
+
+
+def _search(
+    stock: Callable[..., Tensor],
+    answer: Callable[[Callable[[Any], Tensor], Asked], Tensor],
+    ids: Tensor,
+    stopping_criteria: Any = (),
+    **call: Any,
+) -> Tensor:
+    """`greedy_search`, the loop of transformers 4.37's `generate`, or `answer` in its place."""
+    ends, embeddings = call.get("eos_token_id"), call.get("inputs_embeds")
+    extra = ("output_scores", "return_dict_in_generate", "synced_gpus", "streamer")
+    extra += ("output_attentions", "output_hidden_states")
+    asked = Asked(
+        prompt=(ids if embeddings is None else embeddings).shape[1],
+        ids=ids.shape[1],
+        processors=call.get("logits_processor") or (),
+        criteria=stopping_criteria,
+        ends=[ends] if isinstance(ends, int) else ends or [],
+        pad=call.get("pad_token_id"),
+        cache=call.get("past_key_values"),
+        plain=not any(call.get(name) for name in extra) and call.get("use_cache") is not False,
+    )
+    return answer(lambda criteria: stock(ids, stopping_criteria=criteria, **call), asked)
 
 
 class LlavaBackbone(LlamaBackbone):

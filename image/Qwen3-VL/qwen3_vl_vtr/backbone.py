@@ -19,6 +19,8 @@ class Qwen3VLBackbone(QwenBackbone):
     models = (Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration)
     decoders = (Qwen3VLTextModel, Qwen3VLMoeTextModel)
 
+    of_sizes = ("rot_pos_emb", "fast_pos_embed_interpolate")
+
     def rotary(self, layer: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         return call["position_embeddings"]
 

@@ -41,6 +41,7 @@ KNOBS = {
     "clse_fft_3d": "filter over the frames too",
     "query_aggregation": "priortr: the whole question or its last token alone",
     "head_aggregation": "priortr: mean or max of the heads",
+    "engine": "graph: fused layers and CUDA graphs; eager: the stock loop; auto: the first on a GPU",
 }
 
 

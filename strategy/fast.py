@@ -1,0 +1,470 @@
+"""Greedy answers with no host between the tokens: fused layers, caches of fixed size, CUDA graphs.
+
+The stock `generate` prepares an answer, and its loop makes the first token; meanwhile the decoder's forward call is one
+program over all layers, which prunes by the engine's own code. The tokens behind it come from a second program that
+reads and writes a cache of fixed size, so that one graph serves every step.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from itertools import chain
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from strategy import cache as kv
+from strategy import fused
+from strategy.attention import attention_rows, rows_of
+from strategy.backbone import Asked, Backbone, Layout, Span
+from strategy.base import Plan
+from strategy.call import Answer, Call
+from strategy.graphs import Graphs
+from strategy.meter import Meter
+from strategy.prefill import Prefill
+from strategy.prior import reordered
+from strategy.record import Stage
+from strategy.slots import ENDS, Slots
+
+BUCKET = 16  # tokens; prompts are filled up to a multiple, so that few graphs serve all lengths of text
+ROOM = 64  # slots; the same for caches
+LEG = 256  # tokens that are decoded before a longer cache is needed
+BEHIND = 2  # steps that the host looks for the end of an answer behind the device
+RECOMPILES = 64  # layers of so many kinds and numbers of samples may be compiled in one process
+
+
+class Hidden(dict[str, Any]):
+    """What the decoder's forward call gives to the stock model, read as that reads the outputs of transformers."""
+
+    def __init__(self, hidden: Tensor, cache: Any) -> None:
+        super().__init__(last_hidden_state=hidden, past_key_values=cache)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+    def __getitem__(self, name: Any) -> Any:
+        return list(self.values())[name] if isinstance(name, int) else super().__getitem__(name)
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its operations fused; compiled at its first calls, and kept on disk by torch."""
+    return torch.compile(function, fullgraph=True)
+
+
+class Fast:
+    """The fast path of one attached model.
+
+    mode: `VTRConfig.engine`, auto or graph. prune, close: the engine's, see `Engine._prune` and `Engine._close`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        decoder: Any,
+        backbone: Backbone,
+        plan: Plan | None,
+        mode: str,
+        call: Call,
+        meter: Meter,
+        prune: Callable[..., Tensor],
+        close: Callable[[Prefill], int],
+    ) -> None:
+        self.parts: tuple[Any, ...] = (model, decoder, backbone, plan, mode, call, meter, prune, close)
+        self.model, self.decoder, self.backbone, self.plan = model, decoder, backbone, plan
+        self.call, self.meter, self.prune, self.close, self.mode = call, meter, prune, close, mode
+        # A graph has one set of inputs, so one thread at a time.
+        self.lock = threading.Lock()
+        self.told: set[str] = set()
+        self.broken: str | None = None
+        self.fuse = True
+        self.engine = getattr(prune, "__self__", None)
+        self.weights: list[fused.Weights] = []
+        self.graphs = Graphs(torch.device("cpu"))
+        self.signature: list[tuple[int, int]] = []
+        self.scoring: dict[Any, int] = {}
+        self.caches: WeakValueDictionary[tuple[int, int], Slots] = WeakValueDictionary()
+        self.unfit = next(filter(None, map(fused.unfit, decoder.layers)), None)
+        if self.unfit and mode == "graph":
+            raise ValueError(f"engine=graph: {self.unfit} cannot be fused; allowed here is engine=eager")
+
+    def __deepcopy__(self, memo: Any) -> Fast:
+        # Graphs read the weights of the model that they were captured with.
+        return Fast(*(copy.deepcopy(part, memo) for part in self.parts))
+
+    # The stock loop's place.
+
+    def answer(self, stock: Callable[[Any], Tensor], asked: Asked) -> Tensor:
+        """What the stock greedy loop gives: the prompts' token ids [B, S] and those of their answers.
+
+        stock: that loop, told when to stop.
+        """
+        why = self._why_not(asked)
+        if why is not None:
+            self._tell(why)
+            return stock(asked.criteria)
+        while True:
+            with self.lock:
+                before = self.meter.record.sums()
+                self.call.answer = Answer(asked.limit or 1)
+                try:
+                    self._make_ready()
+                    return self._answer(stock(asked.one_token()), asked, self.call.answer)
+                except torch.cuda.OutOfMemoryError:
+                    self.broken = "the GPU's memory is too small for its graphs beside the model"
+                except TorchDynamoException as error:
+                    reason = str(error).strip().splitlines()[0]
+                    warnings.warn(f"layers are not fused, since they cannot be compiled ({reason})", stacklevel=2)
+                    self.fuse = False
+                finally:
+                    self.call.answer = None
+                self.meter.record.restore(before)
+                self.free()
+            if self.broken:
+                self._tell(self.broken)
+                return stock(asked.criteria)
+
+    def _why_not(self, asked: Asked) -> str | None:
+        """Why an answer is left to the stock loop, if it is; empty if nobody wanted anything else."""
+        if self.mode == "auto" and not next(self.decoder.parameters()).is_cuda:
+            return ""
+        longest = getattr(self.decoder.config, "max_position_embeddings", 0)
+        reasons = {
+            self.unfit: self.unfit,
+            self.broken: self.broken,
+            "more than token ids are asked for, such as scores or a streamer": not asked.plain,
+            "logits processors change or forbid tokens": len(asked.processors),
+            "answers may stop for other reasons than their length and end tokens": asked.limit is None,
+            f"answers may end with more than {ENDS} tokens": len(asked.ends) > ENDS,
+            "the prompts follow a filled cache": kv.length(asked.cache),
+            f"prompt and answer may outgrow the model's {longest} positions": asked.prompt + (asked.limit or 0)
+            > longest,
+            "somebody else has hooks on the decoder's layers": self._hooked(),
+            "the model is being trained": self.model.training,
+        }
+        return next((reason for reason, applies in reasons.items() if applies), None)
+
+    def _hooked(self) -> bool:
+        hooks = (
+            chain(layer._forward_hooks.values(), layer._forward_pre_hooks.values()) for layer in self.decoder.layers
+        )
+        owners = (getattr(getattr(hook, "func", hook), "__self__", None) for hook in chain.from_iterable(hooks))
+        return any(owner is not self.engine for owner in owners)
+
+    def _tell(self, why: str) -> None:
+        if why and why not in self.told:
+            self.told.add(why)
+            warnings.warn(f"engine={self.mode}: answering with the eager engine, since {why}", stacklevel=2)
+
+    def _make_ready(self) -> None:
+        """Lay the weights out; anew, and without the graphs that read them, after a change of theirs."""
+        if self.signature and self.signature == self._signature():
+            return
+        self.free()
+        with _plain():
+            self.weights = [fused.merge(layer) for layer in self.decoder.layers]
+        self.shape = fused.shape_of(self.decoder.layers[0])
+        self.graphs = Graphs(next(self.decoder.parameters()).device)
+        self.signature = self._signature()
+
+    def _signature(self) -> list[tuple[int, int]]:
+        tensors = chain(self.model.parameters(), self.model.buffers())
+        return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+    def free(self) -> None:
+        """Free graphs and caches, and give each weight memory of its own again."""
+        self.graphs.clear()
+        if self.signature:
+            for layer in self.decoder.layers:
+                fused.split(layer)
+        self.weights, self.signature, self.scoring = [], [], {}
+
+    def _answer(self, prompts: Tensor, asked: Asked, answer: Answer) -> Tensor:
+        """Go on from prompts [B, S + 1] that end with the first token of their answers."""
+        slots, rest = answer.slots, answer.limit - 1
+        if slots is None or not rest:
+            return prompts
+        with _plain():
+            slots.begin(prompts[:, -1], asked.ends, asked.pad or 0)
+            legs, held = [prompts], answer.held
+            since = self.meter.record.clock.start(prompts.device)
+            over = bool(slots.finished.all())
+            while rest and not over:
+                if held == slots.length:
+                    longer = self._slots(len(prompts), held + min(rest, LEG))
+                    longer.take_over(slots)
+                    slots = longer
+                steps, over = self._leg(slots, min(rest, slots.length - held))
+                legs.append(slots.tokens[:, :steps].clone())
+                slots.step.zero_()
+                rest, held = rest - steps, held + steps
+        if self.call.part:
+            self.meter.record.clock.stop("decode", since)
+            self.meter.decoded_alone(len(prompts), answer.held, held)
+        return torch.cat(legs, dim=1)
+
+    def _leg(self, slots: Slots, most: int) -> tuple[int, bool]:
+        """Decode up to so many tokens a sample; how many it were, and whether all samples are finished."""
+        on_gpu = slots.token.is_cuda
+        flags = torch.zeros(most, dtype=torch.bool, pin_memory=on_gpu)
+        events = [torch.cuda.Event() for _ in range(most)] if on_gpu else []
+        key, program = ("decode", len(slots.token), slots.length), partial(self._decode, slots)
+        for step in range(most + BEHIND):
+            if step < most:
+                with self._progress("decoding", key):
+                    self.graphs.run(key, program, size=slots.nbytes)
+                flags[step : step + 1].copy_(slots.all_finished, non_blocking=True)
+                if on_gpu:
+                    events[step].record()
+            behind = step - BEHIND
+            if behind >= 0:
+                if on_gpu:
+                    events[behind].synchronize()
+                if flags[behind]:
+                    return behind + 1, True
+        return most, False
+
+    # What replaces the forward calls of the model's parts while an answer is made.
+
+    def see(self, module: nn.Module, stock: Callable[..., Any], *args: Any, **call: Any) -> Any:
+        """The forward call of a module that makes visual tokens."""
+        device = next(module.parameters()).device
+        if self.call.answer is None or device.type != "cuda":
+            return stock(*args, **call)
+        leaves, spec = tree_flatten((args, call))
+        places = [place for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+        # Whole numbers, such as the sizes of pictures, decide about shapes; on the CPU they can be read in a capture.
+        leaves = [leaf.cpu() if torch.is_tensor(leaf) and not leaf.is_floating_point() else leaf for leaf in leaves]
+        given = [leaves[place].to(device, non_blocking=True) for place in places]
+        others = [
+            leaf.tolist() if torch.is_tensor(leaf) else leaf for place, leaf in enumerate(leaves) if place not in places
+        ]
+        known: dict[str, Any] = {}
+
+        def program(*pixels: Tensor) -> Any:
+            filled = [pixels[places.index(place)] if place in places else leaf for place, leaf in enumerate(leaves)]
+            its_args, its_call = tree_unflatten(filled, spec)
+            with _remembering(module, self.backbone.of_sizes, known):
+                return stock(*its_args, **its_call)
+
+        key = ("vision", id(module), str(others), *((pixels.shape, pixels.dtype) for pixels in given))
+        with _plain():
+            return self.graphs.run(key, program, given, rehearse=True)
+
+    def lay_out(self, layout: Layout | None, call: dict[str, Any], tokens: Tensor) -> Layout | None:
+        """Move prompts to the left of a bucket, in `call`, if the program can prefill them; returns their layout."""
+        answer, (batch, length) = self.call.answer, tokens.shape[:2]
+        assert answer
+        mask = call.get("attention_mask")
+        rows = torch.ones(batch, length).tolist() if mask is None else mask.tolist() if mask.dim() == 2 else []
+        answer.fits = False
+        if not layout or not any(layout) or tokens.dim() < 3 or call.get("position_ids") is None:
+            return layout
+        if not rows or not all(1 in row for row in rows):
+            return layout
+        first = [row.index(1) for row in rows]
+        lengths = [int(sum(row)) for row in rows]
+        kinds = {tuple((tuple(span[1]), *span[2:]) for span in spans) for spans in map(sorted, layout)}
+        whole = all(all(row[at : at + size]) for row, at, size in zip(rows, first, lengths, strict=True))
+        if len(kinds) > 1 or not whole:
+            return layout
+        answer.fits, answer.lengths = True, lengths
+        most = -(-max(lengths) // BUCKET) * BUCKET
+        at = torch.arange(most, device=tokens.device)
+        bounds = torch.tensor([first, lengths], device=tokens.device)[..., None]
+        index = (bounds[0] + at).clamp(max=length - 1)
+        call |= reordered(call, tokens, index, at < bounds[1])
+        return [
+            [Span(_moved(span[0], -begin), *span[1:]) for span in spans]
+            for spans, begin in zip(layout, first, strict=True)
+        ]
+
+    def run(self, stock: Callable[..., Any], *args: Any, **call: Any) -> Any:
+        """The forward call of the decoder."""
+        answer = self.call.answer
+        if answer is None or self.call.reading is not None:
+            return stock(*args, **call)
+        assert answer.state
+        if not answer.fits:
+            output = stock(*args, **call)
+            with _plain():
+                self._adopt(output.past_key_values, answer)
+            return output
+        with _plain():
+            hidden = self._run(call["inputs_embeds"], call["position_ids"], answer)
+        return Hidden(hidden, call.get("past_key_values"))
+
+    def _run(self, x: Tensor, positions: Tensor, answer: Answer) -> Tensor:
+        state = answer.state
+        assert state
+        (group,), (batch, length) = state.groups, x.shape[:2]
+        left = [group.whole, *(self.plan.kept(group.whole) if self.plan else ())]
+        gone = group.whole - left[-1]
+        answer.held = max(answer.lengths) - gone
+        room = -(-max(length - gone, answer.held + min(answer.limit, LEG)) // ROOM) * ROOM
+        answer.slots = slots = self._slots(batch, room)
+        given = [x, positions, *state.varying()]
+        key = ("prefill", room, group.grids, *((tensor.shape, tensor.dtype) for tensor in given))
+        costs = self.meter.record.multiply_adds
+        before = costs["scoring"]
+        with self._progress("prefilling", key):
+            hidden, state.finite, numbers = self.graphs.run(key, partial(self._prefill, state, slots), given)
+        # A replayed graph counts nothing.
+        costs["scoring"] = before + self.scoring.setdefault(key, costs["scoring"] - before)
+        if self.plan:
+            for layer, had, has, number in zip(self.plan.layers, left[:-1], left[1:], numbers, strict=True):
+                state.stages.append(Stage(layer, batch * had, batch * has, tuple(number)))
+                if has < had:
+                    state.lengths.append(length - group.whole + has)
+        a_token = slots.nbytes // (batch * slots.length)
+        size = a_token * (sum(answer.lengths) - batch * gone) / batch
+        self.meter.record.add_cache(self.close(state), answer.held, size)
+        return hidden
+
+    def _slots(self, batch: int, length: int) -> Slots:
+        length = -(-length // ROOM) * ROOM
+        slots = self.caches.get((batch, length))
+        if slots is None:
+            weight = self.weights[0].before
+            slots = Slots(len(self.weights), self.shape, batch, length, weight)
+            self.caches[batch, length] = slots
+        return slots
+
+    def _adopt(self, cache: Any, answer: Answer) -> None:
+        """Take over what a prefill by the stock layers left in their cache."""
+        state = answer.state
+        assert state
+        pruned = state.pruned()
+        real = state.real if pruned is None else pruned.real
+        held = real.sum(1)
+        answer.held = int(held.max())
+        answer.slots = slots = self._slots(len(real), answer.held + min(answer.limit, LEG))
+        # What is real first, in order.
+        order = (~real).sort(dim=1, stable=True).indices[:, None, : answer.held, None]
+        for number in range(len(self.weights)):
+            slots.fill(number, *(tensor.take_along_dim(order, 2) for tensor in kv.read(cache, number)))
+        slots.slot.copy_(held)
+        slots.position.copy_(state.position[:, 0])
+
+    # The programs.
+
+    def _prefill(self, start: Prefill, slots: Slots, x: Tensor, positions: Tensor, *varying: Tensor) -> Any:
+        """All layers over prompts [B, L, C] that begin like `start`, with what varies between such prompts.
+
+        Returns the last token's hidden state [B, 1, C], whether all scores were finite, and the visual tokens [B, K]
+        left after each stage; fills the slots.
+        """
+        state, plan = start.with_varying(varying), self.plan
+        stages = {layer: stage for stage, layer in enumerate(plan.layers)} if plan else {}
+        layer = compiled(fused.prefill) if self.fuse and x.is_cuda else fused.prefill
+        whole = self.backbone.angles(self.decoder, positions)
+        cos, sin = whole
+        cached, numbers = [], []
+        if 0 in stages:
+            x = self.prune(state, 0, x)
+        for number, weights in enumerate(self.weights):
+            if number in stages:
+                numbers.append(state.groups[0].number)
+                if state.index is not None:
+                    cos, sin = (rows_of(table, state.index) for table in whole)
+            if plan and number == plan.reference:
+                state.reference = x
+            before, stage = x, stages.get(number + 1)
+            for tensor in (x, cos, sin):
+                torch._dynamo.maybe_mark_dynamic(tensor, 1)
+            with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
+                x, keys, values = layer(x, cos, sin, weights, self.shape)
+            if stage is not None:
+                rows = partial(self._rows, number, before, (cos, sin), keys)
+                x = self.prune(state, stage, x, rows)
+            if number < len(state.added):
+                x = x + state.left(state.added[number]).to(x)
+            cached.append((keys, values))
+        for number, (keys, values) in enumerate(cached):
+            places = state.cache_places(sum(at <= number for at in state.dropped()))
+            index = torch.arange(keys.shape[2], device=x.device)[None] if places is None else places
+            slots.fill(number, *(tensor.take_along_dim(index[:, None, :, None], 2) for tensor in (keys, values)))
+        last = state.last + x.shape[1] - state.real.shape[1]
+        slots.slot.copy_(last[:, 0] + 1)
+        slots.position.copy_(state.position[:, 0])
+        return self.decoder.norm.forward(rows_of(x, last)), state.finite, numbers
+
+    def _rows(
+        self,
+        number: int,
+        before: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        keys: Tensor,
+        rows: Tensor,
+        of: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """See `Engine._attention`; the layers of the program need no mask."""
+        cos, sin = map(of, rotary)
+        return attention_rows(self.decoder.layers[number], of(before), rows, (cos, sin), of(keys), None)
+
+    def _decode(self, slots: Slots) -> None:
+        """One token more for each sample."""
+        layer = compiled(fused.decode) if self.fuse and slots.token.is_cuda else fused.decode
+        x = self.model.get_input_embeddings().forward(slots.token[:, None])
+        cos, sin = self.backbone.angles(self.decoder, slots.position[:, None])
+        at = torch.arange(slots.length, device=x.device)
+        seen = (at <= slots.slot[:, None])[:, None, None]
+        for weights, (keys, values) in zip(self.weights, slots.layers, strict=True):
+            for tensor, dimension in ((keys, 2), (values, 2), (seen, 3)):
+                torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+            with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
+                x = layer(x, cos, sin, weights, self.shape, keys, values, slots.slot, seen)
+        logits = self.model.get_output_embeddings().forward(self.decoder.norm.forward(x[:, 0]))
+        slots.put(logits.float().argmax(-1))
+
+    @contextmanager
+    def _progress(self, what: str, key: Any) -> Iterator[None]:
+        """Tell of the minute in which the first program of a kind is compiled."""
+        if not self.fuse or self.graphs.device.type != "cuda" or what in self.told:
+            yield
+            return
+        self.told.add(what)
+        since = time.perf_counter()
+        print(f"fusing the decoder's layers for {what} ...", end="", file=sys.stderr, flush=True)
+        yield
+        print(f" {time.perf_counter() - since:.1f} s", file=sys.stderr, flush=True)
+
+
+def _moved(start: int | Sequence[int], by: int) -> int | tuple[int, ...]:
+    return tuple(each + by for each in start) if isinstance(start, Sequence) else start + by
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Make tensors that outlive the inference mode of a caller."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def _remembering(module: nn.Module, names: Sequence[str], known: dict[str, Any]) -> Iterator[None]:
+    """Let methods of a module give what they gave before, since they ask the host."""
+
+    def once(name: str, *args: Any) -> Any:
+        if name not in known:
+            known[name] = getattr(type(module), name)(module, *args)
+        return known[name]
+
+    for name in names:
+        setattr(module, name, partial(once, name))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(module, name)

@@ -1,0 +1,161 @@
+"""A Llama-shaped decoder layer as two functions of tensors, which torch.compile fuses and CUDA graphs capture.
+
+Every backbone here decodes with such layers, under the same names of modules; the functions give what the stock
+layers give up to rounding. Projections that read the same input are one matrix product.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from strategy.attention import rotated
+
+# Linear layers whose weights lie one behind the other in memory, so that one product serves them all.
+MERGED = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
+
+
+class Shape(NamedTuple):
+    """What of a layer is no tensor: query and key heads, their width, epsilon of its norms, scale of its logits."""
+
+    heads: int
+    key_heads: int
+    width: int
+    epsilon: float
+    scale: float
+
+
+class Weights(NamedTuple):
+    """What of a layer is a tensor, [out, in] for those that multiply."""
+
+    before: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Tensor
+    behind: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+def unfit(layer: Any) -> str | None:
+    """Why these functions would not give what a layer gives; None if they would."""
+    parts: list[Any] = [getattr(getattr(layer, block, None), name, None) for block, names in MERGED for name in names]
+    parts += [getattr(getattr(layer, "self_attn", None), "o_proj", None)]
+    parts += [getattr(getattr(layer, "mlp", None), "down_proj", None)]
+    if any(type(part) is not nn.Linear for part in parts):
+        return f"a {type(layer).__name__} with other than plain linear projections (experts, adapters, quantised ones)"
+    if any(part.bias is not None for part in parts[3:]):
+        return f"a {type(layer).__name__} with biases behind its attention"
+    if len({(p.device, p.dtype) for p in layer.parameters()}) > 1 or layer.mlp.down_proj.weight.is_meta:
+        return "weights of several types or devices, or none in memory"
+    silu = torch.linspace(-2, 2, 5, device=layer.mlp.down_proj.weight.device)
+    if not torch.equal(layer.mlp.act_fn(silu), F.silu(silu)):
+        return f"an activation other than SiLU ({type(layer.mlp.act_fn).__name__})"
+    return None
+
+
+def shape_of(layer: Any) -> Shape:
+    """The numbers of a layer."""
+    module = layer.self_attn
+    heads, key_heads = (module.get_submodule(name).out_features // module.head_dim for name in ("q_proj", "k_proj"))
+    scale = getattr(module, "scaling", module.head_dim**-0.5)
+    return Shape(heads, key_heads, module.head_dim, layer.input_layernorm.variance_epsilon, scale)
+
+
+@torch.no_grad()
+def merge(layer: Any) -> Weights:
+    """Lay a layer's projections of the same input behind each other, and return its tensors.
+
+    Its parameters stay the same objects with the same values; their memory is now shared. `split` undoes it.
+    """
+    joined: list[Tensor] = []
+    for block, names in MERGED:
+        linears = [getattr(layer, block).get_submodule(name) for name in names]
+        for kind in ("weight", "bias"):
+            own = [getattr(linear, kind) for linear in linears]
+            if own[0] is None:
+                continue
+            whole = torch.cat([parameter.data for parameter in own])
+            for parameter, part in zip(own, whole.split([len(parameter) for parameter in own]), strict=True):
+                parameter.data = part
+            joined.append(whole)
+    qkv, *bias, gate_up = joined
+    attention = layer.self_attn
+    norms = [
+        getattr(attention, name).weight.data if hasattr(attention, name) else None for name in ("q_norm", "k_norm")
+    ]
+    return Weights(
+        before=layer.input_layernorm.weight.data,
+        qkv=qkv,
+        qkv_bias=bias[0] if bias else None,
+        q_norm=norms[0],
+        k_norm=norms[1],
+        out=attention.o_proj.weight.data,
+        behind=layer.post_attention_layernorm.weight.data,
+        gate_up=gate_up,
+        down=layer.mlp.down_proj.weight.data,
+    )
+
+
+@torch.no_grad()
+def split(layer: Any) -> None:
+    """Give each projection memory of its own again."""
+    for block, names in MERGED:
+        for name in names:
+            for parameter in getattr(layer, block).get_submodule(name).parameters():
+                if parameter.untyped_storage().nbytes() > parameter.nbytes:
+                    parameter.data = parameter.data.clone()
+
+
+def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Root mean square norm over the last dimension, in float32."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def _heads(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries and keys, and values, [B, heads, L, width], of hidden states [B, L, C]."""
+    mixed = F.linear(norm(x, w.before, s.epsilon), w.qkv, w.qkv_bias).unflatten(-1, (-1, s.width))
+    q, k, v = mixed.split((s.heads, s.key_heads, s.key_heads), dim=2)
+    if w.q_norm is not None and w.k_norm is not None:
+        q, k = norm(q, w.q_norm, s.epsilon), norm(k, w.k_norm, s.epsilon)
+    q, k = rotated(q.transpose(1, 2), cos, sin), rotated(k.transpose(1, 2), cos, sin)
+    # Contiguous, so that keeping the values does not keep the queries and keys beside them.
+    return q, k, v.transpose(1, 2).contiguous()
+
+
+def _rest(x: Tensor, attended: Tensor, w: Weights, s: Shape) -> Tensor:
+    """What follows the attention [B, heads, L, width] in a layer with input x [B, L, C]."""
+    x = x + F.linear(attended.transpose(1, 2).flatten(2), w.out)
+    gate, up = F.linear(norm(x, w.behind, s.epsilon), w.gate_up).chunk(2, dim=-1)
+    return x + F.linear(F.silu(gate) * up, w.down)
+
+
+def prefill(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer over prompts [B, L, C] that end in their padding, if they have any.
+
+    cos, sin: [B or 1, L, width]. Returns the output [B, L, C], and keys and values [B, key heads, L, width].
+    """
+    q, k, v = _heads(x, cos, sin, w, s)
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=s.scale, enable_gqa=s.heads != s.key_heads)
+    return _rest(x, attended, w, s), k, v
+
+
+def decode(
+    x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape, keys: Tensor, values: Tensor, slot: Tensor, seen: Tensor
+) -> Tensor:
+    """A layer over one token a sample, [B, 1, C], which goes into its slot [B] of a cache.
+
+    keys, values: [B, key heads, slots, width], written in place. seen: [B, 1, 1, slots], those that hold a token, the
+    new one's too. Returns [B, 1, C].
+    """
+    q, k, v = _heads(x, cos, sin, w, s)
+    rows = torch.arange(len(x), device=x.device)
+    keys[rows, :, slot], values[rows, :, slot] = k[:, :, 0], v[:, :, 0]
+    # Queries that share a key head are as many queries of one head.
+    grouped = q.view(len(x), s.key_heads, -1, s.width)
+    attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen, scale=s.scale)
+    return _rest(x, attended.view(len(x), s.heads, 1, s.width), w, s)

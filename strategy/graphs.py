@@ -1,0 +1,106 @@
+"""Captured CUDA graphs: a few, for what comes again in the same shapes."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+SHARE = 0.1  # of the device's memory that graphs may hold
+
+
+@dataclass
+class Graph:
+    """A captured program with the tensors it reads and those it leaves; size: the bytes it holds."""
+
+    graph: torch.cuda.CUDAGraph
+    program: Callable[..., Any]
+    inputs: Sequence[Tensor]
+    outputs: Any
+    size: int
+
+
+class Graphs:
+    """Runs programs; captures one when it comes for the second time, and replays it from then on.
+
+    limit: how many bytes the graphs may hold together; the least recently used go first. A tenth of the device's
+    memory if not given. On a CPU every program just runs.
+    """
+
+    def __init__(self, device: torch.device, limit: int | None = None) -> None:
+        self.device, self.limit = device, limit
+        if limit is None and device.type == "cuda":
+            self.limit = int(SHARE * torch.cuda.get_device_properties(device).total_memory)
+        self.kept: OrderedDict[Hashable, Graph] = OrderedDict()
+        self.seen: set[Hashable] = set()
+        self.never: set[Hashable] = set()
+
+    def run(
+        self,
+        key: Hashable,
+        program: Callable[..., Any],
+        inputs: Sequence[Tensor] = (),
+        size: int = 0,
+        rehearse: bool = False,
+    ) -> Any:
+        """What a program gives for its inputs; whatever it gave before stays as it was.
+
+        key: tells it, and the shapes of its inputs, from others. program: called with the inputs; it waits for
+        nothing, and all else that it reads stays where it is. size: bytes that live as long as the graph beside what
+        is captured. rehearse: run it once before it is captured, for one that remembers what a graph cannot do.
+        """
+        if self.device.type != "cuda" or key in self.never or key not in self.seen:
+            self.seen.add(key)
+            return program(*inputs)
+        if key not in self.kept and not self._capture(key, program, inputs, size, rehearse):
+            return program(*inputs)
+        self.kept.move_to_end(key)
+        known = self.kept[key]
+        for static, given in zip(known.inputs, inputs, strict=True):
+            static.copy_(given, non_blocking=True)
+        known.graph.replay()
+        return tree_map_only(Tensor, torch.clone, known.outputs)
+
+    def _capture(
+        self, key: Hashable, program: Callable[..., Any], inputs: Sequence[Tensor], size: int, rehearse: bool
+    ) -> bool:
+        graph, static = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs]
+        if rehearse:
+            program(*static)
+        try:
+            # Other threads may go on with what they do.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                before = torch.cuda.memory_reserved(self.device)
+                outputs = program(*static)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"{key}: runs without a CUDA graph, since it cannot be captured ({reason})", stacklevel=2)
+            self.never.add(key)
+            return False
+        size += torch.cuda.memory_reserved(self.device) - before + sum(tensor.nbytes for tensor in static)
+        if self.limit is not None and size > self.limit:
+            self.never.add(key)
+            return False
+        self.kept[key] = Graph(graph, program, static, outputs, size)
+        while self.limit is not None and self.size > self.limit:
+            self.kept.popitem(last=False)
+        return True
+
+    @property
+    def size(self) -> int:
+        """The bytes that all graphs hold."""
+        return sum(graph.size for graph in self.kept.values())
+
+    def clear(self) -> None:
+        """Free every graph."""
+        self.kept.clear()
+        self.seen.clear()
+        self.never.clear()
