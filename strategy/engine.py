@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from strategy import cache as kv
-from strategy import registry
+from strategy import fused, registry
 from strategy.attention import attention_rows, rows_of
 from strategy.backbone import Backbone, Layout, find_backbone
 from strategy.base import View
@@ -131,17 +131,12 @@ class Engine:
 
     def _make_fast(self, mode: str) -> None:
         """Put the fast path in the place of the forward calls it speeds up, and of the greedy loop."""
-        try:
-            fast = Fast(
-                *(self.model, self.decoder, self.backbone, self.plan, mode),
-                self.call,
-                self.meter,
-                self._prune,
-                self._close,
-            )
-        except ValueError:
+        unfit = next(filter(None, map(fused.unfit, self.decoder.layers)), None)
+        if unfit and mode == "graph":
             self.remove()
-            raise
+            raise ValueError(f"engine=graph: {unfit} cannot be fused; allowed here are engine=eager and engine=auto")
+        parts = (self.model, self.decoder, self.backbone, self.plan, mode, unfit)
+        fast = Fast(*parts, self.call, self.meter, self._prune, self._close)
         for module in self.backbone.vision(self.model):
             self._replace(module, "forward", partial(fast.see, module, module.forward))
         self._replace(self.decoder, "forward", partial(fast.run, self.decoder.forward))
@@ -247,7 +242,7 @@ class Engine:
                 self._read_question_free(call, layout, tokens, state.last)
                 state.prior, self.call.prior = self.call.prior, None
             self.call.prefill, self.call.part = state, "prefill"
-            if self.plan:
+            if self.plan or (self.call.answer and self.call.answer.fits):
                 state.added = self.backbone.added(call)
         return args, call
 

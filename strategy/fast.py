@@ -66,7 +66,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 class Fast:
     """The fast path of one attached model.
 
-    mode: `VTRConfig.engine`, auto or graph. prune, close: the engine's, see `Engine._prune` and `Engine._close`.
+    mode: `VTRConfig.engine`, auto or graph. unfit: why its layers cannot be fused, if so. prune, close: the engine's, see `Engine._prune` and `Engine._close`.
     """
 
     def __init__(
@@ -76,14 +76,16 @@ class Fast:
         backbone: Backbone,
         plan: Plan | None,
         mode: str,
+        unfit: str | None,
         call: Call,
         meter: Meter,
         prune: Callable[..., Tensor],
         close: Callable[[Prefill], int],
     ) -> None:
-        self.parts: tuple[Any, ...] = (model, decoder, backbone, plan, mode, call, meter, prune, close)
+        self.parts: tuple[Any, ...] = (model, decoder, backbone, plan, mode, unfit, call, meter, prune, close)
         self.model, self.decoder, self.backbone, self.plan = model, decoder, backbone, plan
-        self.call, self.meter, self.prune, self.close, self.mode = call, meter, prune, close, mode
+        self.call, self.meter, self.prune, self.close = call, meter, prune, close
+        self.mode, self.unfit = mode, unfit
         # A graph has one set of inputs, so one thread at a time.
         self.lock = threading.Lock()
         self.told: set[str] = set()
@@ -95,13 +97,12 @@ class Fast:
         self.signature: list[tuple[int, int]] = []
         self.scoring: dict[Any, int] = {}
         self.caches: WeakValueDictionary[tuple[int, int], Slots] = WeakValueDictionary()
-        self.unfit = next(filter(None, map(fused.unfit, decoder.layers)), None)
-        if self.unfit and mode == "graph":
-            raise ValueError(f"engine=graph: {self.unfit} cannot be fused; allowed here is engine=eager")
 
     def __deepcopy__(self, memo: Any) -> Fast:
-        # Graphs read the weights of the model that they were captured with.
-        return Fast(*(copy.deepcopy(part, memo) for part in self.parts))
+        # Graphs read the weights of the model that they were captured with, so a copy begins without any.
+        other = memo[id(self)] = Fast.__new__(Fast)
+        other.__init__(*(copy.deepcopy(part, memo) for part in self.parts))  # type: ignore[misc]
+        return other
 
     # The stock loop's place.
 

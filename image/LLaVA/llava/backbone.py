@@ -90,7 +90,12 @@ def _search(
     **call: Any,
 ) -> Tensor:
     """`greedy_search`, the loop of transformers 4.37's `generate`, or `answer` in its place."""
-    ends, embeddings = call.get("eos_token_id"), call.get("inputs_embeds")
+    model, embeddings = stock.__self__, call.get("inputs_embeds")  # type: ignore[attr-defined]
+    # None is no wish but a gap, which that loop fills from the model's own configuration.
+    ends, pad = (
+        getattr(model.generation_config, name) if call.get(name) is None else call[name]
+        for name in ("eos_token_id", "pad_token_id")
+    )
     extra = ("output_scores", "return_dict_in_generate", "synced_gpus", "streamer")
     extra += ("output_attentions", "output_hidden_states")
     asked = Asked(
@@ -99,7 +104,7 @@ def _search(
         processors=call.get("logits_processor") or (),
         criteria=stopping_criteria,
         ends=[ends] if isinstance(ends, int) else ends or [],
-        pad=call.get("pad_token_id"),
+        pad=pad,
         cache=call.get("past_key_values"),
         plain=not any(call.get(name) for name in extra) and call.get("use_cache") is not False,
     )

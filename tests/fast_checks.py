@@ -1,0 +1,295 @@
+"""What the fast path owes every backbone: the answers of the stock loop, on the CPU and where there is a GPU.
+
+A backbone's tests import everything from here and give a fixture `asked`, an `Asked` on the fixture `device`.
+"""
+
+import copy
+import threading
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+import strategy
+from strategy import VTRConfig, fast
+from strategy.backbone import find_backbone
+from strategy.engine import ATTRIBUTE
+from strategy.graphs import Graphs
+
+
+@dataclass
+class Asked:
+    """A small trained model, and prompts as the arguments of its `generate`.
+
+    one: a single prompt. several: of different lengths, with pictures or videos alike. mixed: with different ones or
+    none beside each other. text: without any.
+    """
+
+    model: Any
+    prompts: dict[str, dict[str, Any]]
+    budget: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    return request.param
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the programs of the fast path were asked for."""
+    counts: Counter[str] = Counter()
+    run = Graphs.run
+
+    def counted(self: Graphs, key: Any, *args: Any, **call: Any) -> Any:
+        counts[key[0]] += 1
+        return run(self, key, *args, **call)
+
+    monkeypatch.setattr(Graphs, "run", counted)
+    return counts
+
+
+def config(asked: Asked, **given: Any) -> VTRConfig:
+    return VTRConfig(**asked.budget | {"engine": "graph"} | given)
+
+
+def answer(asked: Asked, kind: str = "one", new: int = 12, **more: Any) -> Any:
+    return asked.model.generate(**asked.prompts[kind], **{"do_sample": False, "max_new_tokens": new} | more)
+
+
+def answered(asked: Asked, kind: str, times: int = 1, **given: Any) -> tuple[Any, strategy.RunRecord]:
+    with strategy.prune(asked.model, config(asked, **given)) as run:
+        for _ in range(times):
+            tokens = answer(asked, kind)
+    return tokens, run
+
+
+def same_record(mine: strategy.RunRecord, stock: strategy.RunRecord, kind: str) -> None:
+    for ours, theirs in zip(mine.stages, stock.stages, strict=True):
+        assert (ours.layer, ours.before, ours.after) == (theirs.layer, theirs.before, theirs.after)
+        assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
+    own, its = mine.means(), stock.means()
+    assert own["multiply_adds"]["vision"] == its["multiply_adds"]["vision"]
+    if kind in ("one", "text"):
+        assert own["cache_bytes"] == its["cache_bytes"]
+        assert own["multiply_adds"]["decode"] == its["multiply_adds"]["decode"]
+    else:  # the stock loop's cache holds the padding of the shorter prompts too
+        assert own["cache_bytes"] <= its["cache_bytes"]
+        assert own["multiply_adds"]["decode"] <= its["multiply_adds"]["decode"]
+    assert own["multiply_adds"]["prefill"] >= its["multiply_adds"]["prefill"]
+    assert bool(own["multiply_adds"]["scoring"]) == bool(its["multiply_adds"]["scoring"])
+    for name in set(own) - {"multiply_adds", "seconds", "cache_bytes"}:
+        assert own[name] == its[name], name
+
+
+@pytest.mark.parametrize("kind", ["one", "several", "mixed", "text"])
+@pytest.mark.parametrize("name", ["unpruned", *strategy.available()])
+def test_answers_and_records_are_those_of_the_stock_loop(asked, ran, name, kind):
+    if kind not in asked.prompts:
+        pytest.skip("this backbone has no such prompts")
+    given = {"enabled": False} if name == "unpruned" else {"strategy": name}
+    stock, told = answered(asked, kind, 3, engine="eager", **given)
+    assert not ran
+    tokens, run = answered(asked, kind, 3, **given)
+    assert torch.equal(tokens, stock)
+    same_record(run, told, kind)
+    assert bool(ran["prefill"]) == (kind in ("one", "several"))
+    assert ran["decode"]
+
+
+def test_left_to_itself_a_cpu_answers_with_the_stock_loop_and_a_gpu_fast(asked, ran, device):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answered(asked, "one", engine="auto")
+    assert bool(ran["prefill"]) == (device == "cuda")
+
+
+def test_long_answers_outgrow_their_cache(asked, monkeypatch):
+    with strategy.prune(asked.model, config(asked, engine="eager")):
+        stock = answer(asked, "several", 40, eos_token_id=None)
+    monkeypatch.setattr(fast, "LEG", 3)
+    monkeypatch.setattr(fast, "ROOM", 4)
+    with strategy.prune(asked.model, config(asked)):
+        for _ in range(2):
+            assert torch.equal(answer(asked, "several", 40, eos_token_id=None), stock)
+
+
+UNFIT = {
+    "logits processors": {"min_new_tokens": 4},
+    "such as scores": {"return_dict_in_generate": True},
+}
+
+
+@pytest.mark.parametrize("words", UNFIT)
+def test_what_the_fast_path_cannot_do_is_left_to_the_stock_loop_and_said_once(asked, ran, words):
+    with strategy.prune(asked.model, config(asked, engine="eager")):
+        stock = answer(asked, **UNFIT[words])
+    with strategy.prune(asked.model, config(asked)):
+        with pytest.warns(UserWarning, match=words):
+            tokens = answer(asked, **UNFIT[words])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            answer(asked, **UNFIT[words])
+    assert not ran
+    tokens, stock = (each if torch.is_tensor(each) else each.sequences for each in (tokens, stock))
+    assert torch.equal(tokens, stock)
+
+
+@pytest.mark.parametrize("more", [{"do_sample": True}, {"num_beams": 2}])
+def test_sampling_and_beams_are_the_stock_models(asked, ran, more):
+    with strategy.prune(asked.model, config(asked, engine="eager")):
+        torch.manual_seed(0)
+        stock = answer(asked, **more)
+    with strategy.prune(asked.model, config(asked)):
+        torch.manual_seed(0)
+        assert torch.equal(answer(asked, **more), stock)
+    assert not ran
+
+
+def test_hooks_of_others_are_respected(asked, ran):
+    seen = []
+    handle = asked.model.get_decoder().layers[1].register_forward_hook(lambda *_: seen.append(1))
+    try:
+        with strategy.prune(asked.model, config(asked)), pytest.warns(UserWarning, match="hooks"):
+            answer(asked)
+    finally:
+        handle.remove()
+    assert seen
+    assert not ran
+
+
+def test_afterwards_the_model_is_the_stock_one(asked):
+    before = {name: (id(p), p.clone()) for name, p in asked.model.named_parameters()}
+    modules = {name: set(vars(module)) for name, module in asked.model.named_modules()}
+    answered(asked, "one", 3)
+    assert {name: set(vars(module)) for name, module in asked.model.named_modules()} == modules
+    for name, parameter in asked.model.named_parameters():
+        identity, values = before[name]
+        assert id(parameter) == identity
+        assert torch.equal(parameter, values)
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_changed_weights_answer_at_once(asked, in_place):
+    attention = asked.model.get_decoder().layers[2].self_attn.v_proj.weight
+    kept = attention.detach().clone()
+    try:
+        with strategy.prune(asked.model, config(asked)):
+            for _ in range(3):
+                answer(asked)
+            with torch.no_grad():
+                if in_place:
+                    attention.mul_(-1)
+                else:
+                    attention.data = -kept
+            changed = answer(asked)
+        with strategy.prune(asked.model, config(asked, engine="eager")):
+            assert torch.equal(changed, answer(asked))
+    finally:
+        attention.data = kept
+
+
+def test_a_copy_of_an_attached_model_answers_by_itself(asked, ran):
+    with strategy.prune(asked.model, config(asked)):
+        tokens = answer(asked)
+        other = copy.deepcopy(asked.model)
+    ran.clear()
+    assert torch.equal(answer(Asked(other, asked.prompts, {})), tokens)
+    assert ran["prefill"] == 1
+    strategy.detach(other)
+
+
+def test_threads_take_turns(asked):
+    stock = {kind: answered(asked, kind, engine="eager")[0] for kind in ("one", "several")}
+    found: dict[str, Any] = {}
+    with strategy.prune(asked.model, config(asked)):
+        threads = [
+            threading.Thread(target=lambda kind=kind: found.update({kind: [answer(asked, kind) for _ in range(3)]}))
+            for kind in stock
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for kind, tokens in stock.items():
+        assert all(torch.equal(each, tokens) for each in found[kind])
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> None:
+    run, left = Graphs.run, [times]
+
+    def fails(self: Graphs, key: Any, *args: Any, **call: Any) -> Any:
+        if key[0] == "decode" and left[0]:
+            left[0] -= 1
+            raise error
+        return run(self, key, *args, **call)
+
+    monkeypatch.setattr(Graphs, "run", fails)
+
+
+def test_without_memory_for_graphs_the_stock_loop_answers_and_says_so_once(asked, monkeypatch):
+    stock, told = answered(asked, "one", engine="eager")
+    failing(monkeypatch, torch.cuda.OutOfMemoryError("none left"), 9)
+    with strategy.prune(asked.model, config(asked)) as run:
+        with pytest.warns(UserWarning, match="memory") as said:
+            assert torch.equal(answer(asked), stock)
+        assert len(said) == 1
+        own, its = run.means(), told.means()
+        assert all(own[name] == its[name] for name in own if name != "seconds")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(answer(asked), stock)
+
+
+def test_what_cannot_be_compiled_runs_unfused(asked, monkeypatch):
+    stock, _ = answered(asked, "one", engine="eager")
+    failing(monkeypatch, TorchDynamoException("no compiler"), 1)
+    with strategy.prune(asked.model, config(asked)) as run, pytest.warns(UserWarning, match="not fused"):
+        assert torch.equal(answer(asked), stock)
+    assert run.prompts == 1
+
+
+def test_any_other_failure_is_the_callers_and_leaves_nothing_behind(asked, monkeypatch):
+    stock, _ = answered(asked, "one", engine="eager")
+    with monkeypatch.context() as context:
+        failing(context, KeyboardInterrupt(), 1)
+        with strategy.prune(asked.model, config(asked)):
+            with pytest.raises(KeyboardInterrupt):
+                answer(asked)
+            assert torch.equal(answer(asked), stock)
+
+
+def test_a_bare_decoder_is_run_by_its_caller(asked):
+    decoder = asked.model.get_decoder()
+    with strategy.prune(decoder, config(asked), backbone=find_backbone(asked.model, None).name, layout=[[]]):
+        assert getattr(decoder, ATTRIBUTE).fast is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_graphs_are_bounded_and_go_with_the_engine(asked, device):
+    if device != "cuda":
+        pytest.skip("a CPU has no graphs")
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    with strategy.prune(asked.model, config(asked)):
+        engine = getattr(asked.model, ATTRIBUTE)
+        tokens = [answer(asked) for _ in range(3)]
+        graphs = engine.fast.graphs
+        assert {key[0] for key in graphs.kept} >= {"prefill", "decode"}
+        graphs.limit = graphs.size - 1
+        for _ in range(3):
+            tokens += [answer(asked, "several")]
+        assert graphs.size <= graphs.limit
+        assert all(torch.equal(each, tokens[0]) for each in tokens[:3])
+        assert all(torch.equal(each, tokens[3]) for each in tokens[3:])
+    del engine, graphs, tokens
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= before + (1 << 20)
