@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from strategy.base import Facts, Grid, Plan, StageBudgets, Strategy, View
+from strategy.fusing import fusable
 from strategy.registry import register
 
 # Tokens kept of LLaVA's 576, and shares kept of an image's own tokens, after each of the three stages
@@ -27,6 +28,7 @@ PUBLISHED_LAYERS = {32: (1, 11, 21), 28: (1, 10, 19), 36: (1, 13, 24)}
 VIDEO_LAYER, VIDEO_REFERENCE, VIDEO_BUDGET = 3, 2, 194
 
 
+@fusable
 def spectral_energy(x: Tensor, grid: Grid, cutoff_ratio: float = 0.1, volume: bool = False) -> Tensor:
     """High-pass energy of each token on its grid.
 
@@ -64,6 +66,7 @@ def _low_pass(side: int, sigma: float, like: Tensor) -> Tensor:
     return kernel[(position[:, None] - position) % side]
 
 
+@fusable
 def evolution_factor(reference: Tensor, current: Tensor, temp: float = 0.1) -> Tensor:
     """How much each token's energy changed between two layers, as a factor in (0, 1).
 

@@ -24,7 +24,7 @@ from strategy.call import Call
 from strategy.config import VTRConfig
 from strategy.fast import Fast
 from strategy.meter import Meter
-from strategy.prefill import Group, Prefill, Pruned, checked
+from strategy.prefill import Group, Prefill, Pruned, checked, true_places
 from strategy.prior import EnoughError, question_free
 from strategy.record import RunRecord, Stage
 
@@ -351,7 +351,8 @@ class Engine:
                     scores = self.strategy.score(view).float()
                     # A stable sort breaks ties the same way on every device, which top-k does not.
                     order = scores.sort(dim=1, descending=True, stable=True).indices
-                    chosen = order[:, :kept].sort(dim=1).values
+                    stays_on = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :kept], True)
+                    chosen = true_places(stays_on, kept)
                     weights = self.strategy.merge(view, chosen)
                     if weights is not None:
                         merged = (weights @ view.features.float()).to(hidden.dtype)

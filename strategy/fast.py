@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
@@ -30,6 +30,7 @@ from strategy.attention import attention_rows, rows_of
 from strategy.backbone import Asked, Backbone, Layout, Span
 from strategy.base import Plan
 from strategy.call import Answer, Call
+from strategy.fusing import fusing
 from strategy.graphs import Graphs
 from strategy.meter import Meter
 from strategy.prefill import Prefill
@@ -41,7 +42,7 @@ BUCKET = 16  # tokens; prompts are filled up to a multiple, so that few graphs s
 ROOM = 64  # slots; the same for caches
 LEG = 256  # tokens that are decoded before a longer cache is needed
 BEHIND = 2  # steps that the host looks for the end of an answer behind the device
-RECOMPILES = 64  # layers of so many kinds and numbers of samples may be compiled in one process
+TOO_SMALL = "the GPU's memory is too small for graphs and their caches beside the model"
 
 
 class Hidden(dict[str, Any]):
@@ -57,16 +58,11 @@ class Hidden(dict[str, Any]):
         return list(self.values())[name] if isinstance(name, int) else super().__getitem__(name)
 
 
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its operations fused; compiled at its first calls, and kept on disk by torch."""
-    return torch.compile(function, fullgraph=True)
-
-
 class Fast:
     """The fast path of one attached model.
 
-    mode: `VTRConfig.engine`, auto or graph. unfit: why its layers cannot be fused, if so. prune, close: the engine's, see `Engine._prune` and `Engine._close`.
+    mode: `VTRConfig.engine`, auto or graph. unfit: why its layers cannot be fused, if so. prune, close: the engine's,
+    see `Engine._prune` and `Engine._close`.
     """
 
     def __init__(
@@ -87,7 +83,7 @@ class Fast:
         self.call, self.meter, self.prune, self.close = call, meter, prune, close
         self.mode, self.unfit = mode, unfit
         # A graph has one set of inputs, so one thread at a time.
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.told: set[str] = set()
         self.broken: str | None = None
         self.fuse = True
@@ -95,6 +91,8 @@ class Fast:
         self.weights: list[fused.Weights] = []
         self.graphs = Graphs(torch.device("cpu"))
         self.signature: list[tuple[int, int]] = []
+        self.modules: list[tuple[dict[str, Any], str, Any]] = []
+        self.holders: list[dict[str, Any]] = []
         self.scoring: dict[Any, int] = {}
         self.caches: WeakValueDictionary[tuple[int, int], Slots] = WeakValueDictionary()
 
@@ -123,7 +121,7 @@ class Fast:
                     self._make_ready()
                     return self._answer(stock(asked.one_token()), asked, self.call.answer)
                 except torch.cuda.OutOfMemoryError:
-                    self.broken = "the GPU's memory is too small for its graphs beside the model"
+                    self.broken = TOO_SMALL
                 except TorchDynamoException as error:
                     reason = str(error).strip().splitlines()[0]
                     warnings.warn(f"layers are not fused, since they cannot be compiled ({reason})", stacklevel=2)
@@ -180,7 +178,12 @@ class Fast:
         self.signature = self._signature()
 
     def _signature(self) -> list[tuple[int, int]]:
-        tensors = chain(self.model.parameters(), self.model.buffers())
+        """What tells the model's tensors from any they may be changed into or exchanged for."""
+        if not self.holders or any(holder.get(name) is not module for holder, name, module in self.modules):
+            every = list(self.model.modules())
+            self.modules = [(m._modules, name, child) for m in every for name, child in m._modules.items()]
+            self.holders = [holder for m in every for holder in (m._parameters, m._buffers) if holder]
+        tensors = [tensor for holder in self.holders for tensor in holder.values() if tensor is not None]
         return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
     def free(self) -> None:
@@ -223,7 +226,7 @@ class Fast:
         key, program = ("decode", len(slots.token), slots.length), partial(self._decode, slots)
         for step in range(most + BEHIND):
             if step < most:
-                with self._progress("decoding", key):
+                with self._fusing("decoding"):
                     self.graphs.run(key, program, size=slots.nbytes)
                 flags[step : step + 1].copy_(slots.all_finished, non_blocking=True)
                 if on_gpu:
@@ -241,8 +244,22 @@ class Fast:
     def see(self, module: nn.Module, stock: Callable[..., Any], *args: Any, **call: Any) -> Any:
         """The forward call of a module that makes visual tokens."""
         device = next(module.parameters()).device
-        if self.call.answer is None or device.type != "cuda":
+        if device.type != "cuda" or self.broken or self.unfit or torch.is_grad_enabled():
             return stock(*args, **call)
+        with self.lock:
+            try:
+                if self.call.answer is None:
+                    self._make_ready()
+                return self._see(module, stock, device, *args, **call)
+            except torch.cuda.OutOfMemoryError:
+                if self.call.answer is not None:
+                    raise
+                self.broken = TOO_SMALL
+            self.free()
+        self._tell(self.broken)
+        return stock(*args, **call)
+
+    def _see(self, module: nn.Module, stock: Callable[..., Any], device: torch.device, *args: Any, **call: Any) -> Any:
         leaves, spec = tree_flatten((args, call))
         places = [place for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
         # Whole numbers, such as the sizes of pictures, decide about shapes; on the CPU they can be read in a capture.
@@ -319,8 +336,10 @@ class Fast:
         key = ("prefill", room, group.grids, *((tensor.shape, tensor.dtype) for tensor in given))
         costs = self.meter.record.multiply_adds
         before = costs["scoring"]
-        with self._progress("prefilling", key):
-            hidden, state.finite, numbers = self.graphs.run(key, partial(self._prefill, state, slots), given)
+        with self._fusing("prefilling"):
+            hidden, state.finite, numbers = self.graphs.run(
+                key, partial(self._prefill, state, slots), given, rehearse=True
+            )
         # A replayed graph counts nothing.
         costs["scoring"] = before + self.scoring.setdefault(key, costs["scoring"] - before)
         if self.plan:
@@ -368,7 +387,6 @@ class Fast:
         """
         state, plan = start.with_varying(varying), self.plan
         stages = {layer: stage for stage, layer in enumerate(plan.layers)} if plan else {}
-        layer = compiled(fused.prefill) if self.fuse and x.is_cuda else fused.prefill
         whole = self.backbone.angles(self.decoder, positions)
         cos, sin = whole
         cached, numbers = [], []
@@ -382,10 +400,7 @@ class Fast:
             if plan and number == plan.reference:
                 state.reference = x
             before, stage = x, stages.get(number + 1)
-            for tensor in (x, cos, sin):
-                torch._dynamo.maybe_mark_dynamic(tensor, 1)
-            with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
-                x, keys, values = layer(x, cos, sin, weights, self.shape)
+            x, keys, values = fused.prefill(x, cos, sin, weights, self.shape)
             if stage is not None:
                 rows = partial(self._rows, number, before, (cos, sin), keys)
                 x = self.prune(state, stage, x, rows)
@@ -394,8 +409,10 @@ class Fast:
             cached.append((keys, values))
         for number, (keys, values) in enumerate(cached):
             places = state.cache_places(sum(at <= number for at in state.dropped()))
-            index = torch.arange(keys.shape[2], device=x.device)[None] if places is None else places
-            slots.fill(number, *(tensor.take_along_dim(index[:, None, :, None], 2) for tensor in (keys, values)))
+            if places is None:
+                slots.fill(number, keys, values)
+            else:
+                fused.fill(*slots.layers[number], keys, values, places)
         last = state.last + x.shape[1] - state.real.shape[1]
         slots.slot.copy_(last[:, 0] + 1)
         slots.position.copy_(state.position[:, 0])
@@ -412,34 +429,33 @@ class Fast:
     ) -> Tensor:
         """See `Engine._attention`; the layers of the program need no mask."""
         cos, sin = map(of, rotary)
-        return attention_rows(self.decoder.layers[number], of(before), rows, (cos, sin), of(keys), None)
+        if not self.fuse or not before.is_cuda:
+            return attention_rows(self.decoder.layers[number], of(before), rows, (cos, sin), of(keys), None)
+        return fused.rows(of(before), cos, sin, self.weights[number], self.shape, of(keys), rows)
 
     def _decode(self, slots: Slots) -> None:
         """One token more for each sample."""
-        layer = compiled(fused.decode) if self.fuse and slots.token.is_cuda else fused.decode
         x = self.model.get_input_embeddings().forward(slots.token[:, None])
         cos, sin = self.backbone.angles(self.decoder, slots.position[:, None])
         at = torch.arange(slots.length, device=x.device)
-        seen = (at <= slots.slot[:, None])[:, None, None]
+        seen = at <= slots.slot[:, None]
         for weights, (keys, values) in zip(self.weights, slots.layers, strict=True):
-            for tensor, dimension in ((keys, 2), (values, 2), (seen, 3)):
-                torch._dynamo.maybe_mark_dynamic(tensor, dimension)
-            with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
-                x = layer(x, cos, sin, weights, self.shape, keys, values, slots.slot, seen)
+            x = fused.decode(x, cos, sin, weights, self.shape, keys, values, slots.slot, seen)
         logits = self.model.get_output_embeddings().forward(self.decoder.norm.forward(x[:, 0]))
         slots.put(logits.float().argmax(-1))
 
     @contextmanager
-    def _progress(self, what: str, key: Any) -> Iterator[None]:
-        """Tell of the minute in which the first program of a kind is compiled."""
-        if not self.fuse or self.graphs.device.type != "cuda" or what in self.told:
+    def _fusing(self, what: str) -> Iterator[None]:
+        """Fuse what is run, and tell of the first time of a kind, in which it is compiled."""
+        wanted = self.fuse and self.graphs.device.type == "cuda"
+        first, since = wanted and what not in self.told, time.perf_counter()
+        if first:
+            self.told.add(what)
+            print(f"fusing the decoder's layers for {what} ...", file=sys.stderr, flush=True)
+        with fusing(wanted):
             yield
-            return
-        self.told.add(what)
-        since = time.perf_counter()
-        print(f"fusing the decoder's layers for {what} ...", end="", file=sys.stderr, flush=True)
-        yield
-        print(f" {time.perf_counter() - since:.1f} s", file=sys.stderr, flush=True)
+        if first:
+            print(f"fused the decoder's layers for {what}: {time.perf_counter() - since:.1f} s", file=sys.stderr)
 
 
 def _moved(start: int | Sequence[int], by: int) -> int | tuple[int, ...]:

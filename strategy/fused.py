@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strategy.attention import rotated
+from strategy.attention import rotated, rows_of
+from strategy.fusing import fusable
 
 # Linear layers whose weights lie one behind the other in memory, so that one product serves them all.
 MERGED = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
@@ -134,6 +135,34 @@ def _rest(x: Tensor, attended: Tensor, w: Weights, s: Shape) -> Tensor:
     return x + F.linear(F.silu(gate) * up, w.down)
 
 
+@fusable
+def rows(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape, keys: Tensor, at: Tensor) -> Tensor:
+    """`strategy.attention.attention_rows` of the tokens at `at` [B, R], for a layer's input [B, L, C] and no mask."""
+    own = s.heads * s.width
+    bias = None if w.qkv_bias is None else w.qkv_bias[:own]
+    q = F.linear(norm(rows_of(x, at), w.before, s.epsilon), w.qkv[:own], bias).unflatten(-1, (-1, s.width))
+    q = q if w.q_norm is None else norm(q, w.q_norm, s.epsilon)
+    q = rotated(q.transpose(1, 2), rows_of(cos, at), rows_of(sin, at))
+    grouped = q.float().unflatten(1, (s.key_heads, -1))
+    if at.shape[1] == 1:
+        # A sum of products, which is fused with what follows as a matrix product is not.
+        logits = (grouped * keys.float()[:, :, None]).sum(-1)[..., None, :]
+    else:
+        logits = torch.einsum("bkgrd,bkld->bkgrl", grouped, keys.float())
+    seen = torch.arange(x.shape[1], device=x.device) <= at[:, :, None]
+    logits = (logits.flatten(1, 2) * s.scale).masked_fill(~seen[:, None], torch.finfo(torch.float32).min)
+    return logits.softmax(dim=-1)
+
+
+@fusable
+def fill(keys: Tensor, values: Tensor, from_keys: Tensor, from_values: Tensor, places: Tensor) -> None:
+    """Put the tokens at `places` [B, L] of given keys and values [B, key heads, L', width] first into a cache's."""
+    index = places[:, None, :, None]
+    for slots, given in ((keys, from_keys), (values, from_values)):
+        slots[:, :, : places.shape[1]] = given.take_along_dim(index, 2)
+
+
+@fusable
 def prefill(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape) -> tuple[Tensor, Tensor, Tensor]:
     """A layer over prompts [B, L, C] that end in their padding, if they have any.
 
@@ -144,18 +173,19 @@ def prefill(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape) -> tuple[
     return _rest(x, attended, w, s), k, v
 
 
+@fusable
 def decode(
     x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape, keys: Tensor, values: Tensor, slot: Tensor, seen: Tensor
 ) -> Tensor:
     """A layer over one token a sample, [B, 1, C], which goes into its slot [B] of a cache.
 
-    keys, values: [B, key heads, slots, width], written in place. seen: [B, 1, 1, slots], those that hold a token, the
+    keys, values: [B, key heads, slots, width], written in place. seen: [B, slots], those that hold a token, the
     new one's too. Returns [B, 1, C].
     """
     q, k, v = _heads(x, cos, sin, w, s)
     rows = torch.arange(len(x), device=x.device)
     keys[rows, :, slot], values[rows, :, slot] = k[:, :, 0], v[:, :, 0]
     # Queries that share a key head are as many queries of one head.
-    grouped = q.view(len(x), s.key_heads, -1, s.width)
-    attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen, scale=s.scale)
-    return _rest(x, attended.view(len(x), s.heads, 1, s.width), w, s)
+    grouped = q.reshape(len(x), s.key_heads, -1, s.width)
+    attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen[:, None, None], scale=s.scale)
+    return _rest(x, attended.reshape(len(x), s.heads, 1, s.width), w, s)

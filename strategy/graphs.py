@@ -53,7 +53,7 @@ class Graphs:
 
         key: tells it, and the shapes of its inputs, from others. program: called with the inputs; it waits for
         nothing, and all else that it reads stays where it is. size: bytes that live as long as the graph beside what
-        is captured. rehearse: run it once before it is captured, for one that remembers what a graph cannot do.
+        is captured. rehearse: run it once more before it is captured, for one that then still compiles or remembers.
         """
         if self.device.type != "cuda" or key in self.never or key not in self.seen:
             self.seen.add(key)

@@ -14,6 +14,13 @@ from strategy.base import Grid
 from strategy.record import Stage
 
 
+def true_places(mask: Tensor, count: int) -> Tensor:
+    """The places [G, count], in order, where the rows of a mask [G, N] hold, each in `count` of them."""
+    at = torch.where(mask, mask.cumsum(1) - 1, count)
+    places = torch.arange(mask.shape[1], device=mask.device).expand_as(at)
+    return at.new_zeros(len(at), count + 1).scatter_(1, at, places)[:, :count]
+
+
 @dataclass
 class Group:
     """Samples of a batch with the same grids, so that one tensor holds them all.
@@ -40,9 +47,11 @@ class Group:
     def keep(self, chosen: Tensor) -> Tensor:
         """Drop the visual tokens not in `chosen` [G, N'], in order; returns the places that stay in `left`."""
         visual = self.visual.gather(1, chosen)
-        stay = torch.cat([visual, self.text], dim=1).sort(dim=1).values
+        there = torch.zeros_like(self.left, dtype=torch.bool).scatter_(1, visual, True).scatter_(1, self.text, True)
+        stay = true_places(there, visual.shape[1] + self.text.shape[1])
+        place = there.cumsum(1) - 1
         self.left, self.number = self.left.gather(1, stay), self.number.gather(1, chosen)
-        self.visual, self.text = torch.searchsorted(stay, visual), torch.searchsorted(stay, self.text)
+        self.visual, self.text = place.gather(1, visual), place.gather(1, self.text)
         return stay
 
 
@@ -142,17 +151,18 @@ class Prefill:
     def drop(self, stays: list[Tensor], hidden: Tensor) -> Tensor:
         """Keep of hidden [B, L, C] what stays: for each group its places [G, R], once `Group.keep` is done."""
         length = max(stay.shape[1] for stay in stays)
-        take, index, filled = (
-            self._assemble(parts, length)
-            for parts in (stays, [g.left for g in self.groups], [torch.ones_like(stay) for stay in stays])
-        )
+        take, index = (self._assemble(parts, length) for parts in (stays, [group.left for group in self.groups]))
         self.takes.append(take)
         self.lengths.append(length)
         self.index, self.narrowed = index, {}
-        self.padding = filled == 0 if any(stay.shape[1] < length for stay in stays) else None
+        self.padding = None
+        if any(stay.shape[1] < length for stay in stays):
+            self.padding = self._assemble([torch.ones_like(stay) for stay in stays], length) == 0
         return rows_of(hidden, take)
 
     def _assemble(self, parts: Iterable[Tensor], length: int) -> Tensor:
+        if len(self.groups) == 1:
+            return next(iter(parts))
         rows: dict[int, Tensor] = {}
         for group, part in zip(self.groups, parts, strict=True):
             rows |= zip(group.samples, F.pad(part, (length - part.shape[1], 0)), strict=True)

@@ -239,9 +239,11 @@ def load_tower(folder: Path, config: LlavaConfig, dtype: torch.dtype) -> CLIPVis
     tower = inside if inside.is_dir() else find_folder(config.mm_vision_tower)
     check_tower(tower, check_files(tower, "config.json", "preprocessor_config.json"))
     try:
-        return CLIPVisionTower(tower, config.mm_vision_select_layer, dtype)
+        clip = CLIPVisionModel.from_pretrained(tower, torch_dtype=dtype)
+        processor = CLIPImageProcessor.from_pretrained(tower)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{tower}: the vision tower cannot be loaded: {error}") from error
+    return CLIPVisionTower(clip, processor, config.mm_vision_select_layer)
 
 
 def tower_config(folder: Path) -> CLIPVisionConfig:

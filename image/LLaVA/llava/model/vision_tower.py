@@ -1,27 +1,22 @@
 """The CLIP tower whose patch features become visual tokens."""
 
-from pathlib import Path
-
-import torch
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 
 class CLIPVisionTower(nn.Module):
-    """A frozen CLIP vision model, read at one of its hidden layers.
+    """A frozen CLIP vision model with its image processor, read at one of its hidden layers.
 
-    folder: with a CLIP vision model and its image processor. select_layer: index into the hidden states,
-    as in `mm_vision_select_layer`. Raises ValueError for a layer there is not.
+    select_layer: index into the hidden states, as in `mm_vision_select_layer`. Raises ValueError for a layer
+    there is not.
     """
 
-    def __init__(self, folder: Path, select_layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, vision_tower: CLIPVisionModel, image_processor: CLIPImageProcessor, select_layer: int) -> None:
         super().__init__()
-        self.image_processor = CLIPImageProcessor.from_pretrained(folder)
-        self.vision_tower = CLIPVisionModel.from_pretrained(folder, torch_dtype=dtype)
-        depth = self.vision_tower.config.num_hidden_layers
+        depth = vision_tower.config.num_hidden_layers
         if not -depth - 1 <= select_layer <= depth:
-            raise ValueError(f"mm_vision_select_layer={select_layer}: the tower in {folder} has {depth} layers")
-        self.select_layer = select_layer
+            raise ValueError(f"mm_vision_select_layer={select_layer}: the vision tower has {depth} layers")
+        self.vision_tower, self.image_processor, self.select_layer = vision_tower, image_processor, select_layer
         self.requires_grad_(False)
 
     @property

@@ -1,0 +1,63 @@
+"""A run of the benchmark as a table and as a picture."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from pytablewriter import MarkdownTableWriter
+
+from benchmarks.targets import targets
+
+
+def _text(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The tables of a run, in Markdown: what was measured, and the targets beside it."""
+    rows = [
+        [
+            row["name"],
+            row["batch"],
+            "/".join(map(str, row["stages"])) or str(found["about"]["visual"]),
+            _text(row["prefill"], ".2f"),
+            _text(row["graph"], ".2f"),
+            _text(row["first"], ".2f"),
+            _text(row["decode"], ".2f"),
+            _text(1000 * row["batch"] / row["decode"], ".0f"),
+            _text(row["held"] / 1e6, ".1f"),
+            _text(row["peak"] / 1e9, ".1f"),
+        ]
+        for row in found["rows"]
+    ]
+    rows.append(["free method, no scoring", 1, "", "", _text(found["free"], ".2f"), *[""] * 5])
+    for name, value in found["floor"].items():
+        rows.append([f"arithmetic floor, {name}", 1, "", "", _text(value, ".2f"), "", *[""] * 4])
+    headers = ["", "batch", "visual tokens", "prefill ms", "on the device ms", "first token ms"]
+    headers += ["ms a token", "tokens/s", "cache MB", "peak GB"]
+    measured = MarkdownTableWriter(headers=headers, value_matrix=rows, margin=1).dumps()
+    lines = [
+        [what, f"{limit:g}", _text(figure, ".3f"), "met" if kept else "missed"]
+        for what, limit, figure, kept in targets(found)
+    ]
+    aims = MarkdownTableWriter(headers=["target", "limit", "measured", ""], value_matrix=lines, margin=1).dumps()
+    return f"{measured}\n{aims}" if lines else measured
+
+
+def picture(found: dict[str, Any], file: Path) -> None:
+    """Draw the prefill's time against the visual tokens of the mean layer, with the floor, into a PNG."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    curve = sorted(found["curve"], key=lambda point: point["tokens"])
+    tokens = [point["tokens"] for point in curve]
+    for key, label, style in (
+        ("eager", "eager", "o--"),
+        ("graph", "graph, fused", "o-"),
+        ("floor", "arithmetic floor", ":"),
+    ):
+        axes.plot(tokens, [point[key] for point in curve], style, label=label)
+    axes.set(xlabel="visual tokens in the mean layer", ylabel="prefill, ms", ylim=(0, None))
+    axes.set_title(f"{found['about']['backbone']}, {found['about']['device']}")
+    axes.legend()
+    figure.savefig(file, dpi=150)

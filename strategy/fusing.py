@@ -1,0 +1,50 @@
+"""Functions of tensors with their operations fused, where the fast path asks for that."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The dimensions in which prompts, prunes and caches differ: [B, L], [B, L, C], [B, heads, L, width].
+LENGTHS: dict[int, list[int]] = {1: [], 2: [1], 3: [1], 4: [2]}
+RECOMPILES = 64  # kinds of layers and numbers of samples that one process may compile a function for
+_fusing: ContextVar[bool] = ContextVar("fusing", default=False)
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its operations fused, for all lengths; torch keeps on disk what it compiles at first calls."""
+    quick = torch.compile(function, fullgraph=True)
+
+    def run(*args: Any, **call: Any) -> Any:
+        for tensor in args:
+            if isinstance(tensor, Tensor):
+                torch._dynamo.maybe_mark_dynamic(tensor, LENGTHS[tensor.dim()])
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
+            return quick(*args, **call)
+
+    return run
+
+
+def fusable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function of tensors, without branches on their values, be fused inside of `fusing`."""
+
+    @wraps(function)
+    def run(*args: Any, **call: Any) -> Any:
+        return (compiled(function) if _fusing.get() else function)(*args, **call)
+
+    return run
+
+
+@contextmanager
+def fusing(wanted: bool) -> Iterator[None]:
+    """Fuse, if wanted, what is `fusable`."""
+    token = _fusing.set(wanted)
+    try:
+        yield
+    finally:
+        _fusing.reset(token)

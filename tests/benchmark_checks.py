@@ -1,0 +1,122 @@
+"""What the models of the benchmarks owe whoever measures them.
+
+A backbone's tests import everything from here and give a fixture `backbone_name`, as `benchmarks.models` has it.
+"""
+
+import logging
+import warnings
+
+import pytest
+import torch
+
+import strategy
+from benchmarks.models import BACKBONES, Case, batched, build
+from strategy import VTRConfig
+from strategy.backbone import find_backbone
+
+# At full size: weights in thousand millions as published, or their sum over the parts, and tokens of the prompt.
+FULL = {
+    "llava": (7.06, 576, 651),
+    "video": (7.37, 2056, 2123),
+    "qwen2": (8.29, 1296, 1351),
+    "qwen3": (8.77, 1296, 1351),
+}
+NEW = 5
+
+
+@pytest.fixture(scope="module")
+def case(backbone_name) -> Case:
+    return build(backbone_name, "cpu", torch.float32, small=True)
+
+
+def answered(case: Case, inputs, **knobs):
+    """The new tokens [B, NEW] of a greedy answer."""
+    said = case.model.generate(**inputs, do_sample=False, max_new_tokens=NEW, **knobs)
+    return said[:, inputs["input_ids"].shape[1] :] if "input_ids" in inputs else said
+
+
+def received(case: Case, inputs):
+    """What the first layer of the decoder is given, [B, L, C]."""
+    seen = []
+    layer = find_backbone(case.model, None).decoder(case.model).layers[0]
+    handle = layer.register_forward_pre_hook(
+        lambda _, args, call: seen.append(args[0] if args else call["hidden_states"]), with_kwargs=True
+    )
+    try:
+        case.model.generate(**inputs, do_sample=False, max_new_tokens=1)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def test_an_answer_has_as_many_tokens_as_asked_and_nothing_warns(case, caplog):
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)  # its records go no further up
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert answered(case, case.inputs).shape == (1, NEW)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
+def test_the_decoder_receives_the_tokens_that_the_case_says(case):
+    one = received(case, case.inputs)
+    assert one.shape[:2] == (1, case.tokens)
+    first, second = received(case, batched(case, 2))
+    torch.testing.assert_close(first, one[0])
+    assert int((first != second).any(-1).sum()) == case.visual, "what depends on the pixels are the visual tokens"
+
+
+def test_a_batch_is_copies_of_the_prompt_with_pixels_of_their_own(case):
+    alone, together = batched(case, 1), batched(case, 3)
+    torch.testing.assert_close(alone, case.inputs, rtol=0, atol=0)
+    assert answered(case, together).shape == (3, NEW)
+    samples = received(case, together)
+    assert samples.shape[:2] == (3, case.tokens)
+    assert all(not torch.equal(samples[a], samples[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("name", strategy.available())
+def test_every_strategy_prunes_it_where_it_does_by_default(case, name):
+    with strategy.prune(case.model, VTRConfig(strategy=name, keep_tokens=64, **case.prune)) as run:
+        assert answered(case, batched(case, 2)).shape == (2, NEW)
+        assert run.stages[-1].after < 2 * case.visual
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_all_is_finite(backbone_name, dtype):
+    case = build(backbone_name, "cpu", dtype, small=True)
+    assert {parameter.dtype for parameter in case.model.parameters()} == {dtype}
+    said = case.model.generate(
+        **case.inputs, do_sample=False, max_new_tokens=NEW, output_scores=True, return_dict_in_generate=True
+    )
+    assert len(said.scores) == NEW
+    assert all(scores.isfinite().all() and scores.std() > 0 for scores in said.scores)
+
+
+def test_the_same_weights_and_pixels_come_each_time_and_no_random_number_is_taken_from_others(backbone_name, case):
+    before = torch.random.get_rng_state()
+    again = build(backbone_name, "cpu", torch.float32, small=True)
+    batched(again, 2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    mine, its = case.model.state_dict(), again.model.state_dict()
+    assert mine.keys() == its.keys()
+    assert all(torch.equal(mine[name], its[name]) for name in mine)
+    torch.testing.assert_close(again.inputs, case.inputs, rtol=0, atol=0)
+
+
+def test_the_full_size_is_that_of_the_published_model(backbone_name):
+    case = build(backbone_name, "meta", torch.float16)
+    weights, visual, tokens = FULL[backbone_name]
+    assert sum(parameter.numel() for parameter in case.model.parameters()) == pytest.approx(weights * 1e9, rel=1e-3)
+    assert {parameter.dtype for parameter in case.model.parameters()} == {torch.float16}
+    assert (case.visual, case.tokens) == (visual, tokens)
+    tensors = [*case.model.parameters(), *case.model.buffers(), *case.inputs.values()]
+    assert {one.device.type for one in tensors if torch.is_tensor(one)} == {"meta"}
+
+
+def test_another_backbone_is_refused():
+    with pytest.raises(ValueError, match=r"'bert': allowed are " + ", ".join(BACKBONES)):
+        build("bert", "cpu", torch.float32)
