@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ from strategy.graphs import Graphs
 class Row(NamedTuple):
     """What one way to answer takes, in ms and bytes.
 
-    prefill: the decoder's, as its caller waits for it. graph: that of its program alone, nan if none ran. decode: a
+    prefill: the decoder's, as its caller waits for it. graph: that of its program alone, and vision: that of the tower
+    and the projector; nan if none ran. decode: a
     token. first: the whole way from pixels to the first token. held: bytes of the cache behind the prefill; peak: of
     all that was allocated. stages: visual tokens kept, lengths: of the sequence at each layer.
     """
@@ -33,6 +35,7 @@ class Row(NamedTuple):
     batch: int
     prefill: float
     graph: float
+    vision: float
     decode: float
     first: float
     held: float
@@ -88,11 +91,9 @@ def row(name: str, case: Case, batch: int, repeats: int, new: int, **knobs: Any)
         whole = [_synchronised(lambda: generate(new), device) for _ in range(max(2, repeats // 3))]
         first = statistics.median(firsts)
         fast = fast_of(model)
-        graph = float("nan")
-        if on_gpu and fast is not None:
-            captured = [each for key, each in fast.graphs.kept.items() if key[0] == "prefill"]
-            if captured:
-                graph = milliseconds(captured[-1].graph.replay, device, repeats)
+        # A graph for answers of one token and one for those of many, which fill caches of different sizes.
+        graph = next(iter(_replayed(fast, "prefill", device, repeats)[-1:]), math.nan)
+        vision = sum(_replayed(fast, "vision", device, repeats)) or math.nan
         means = run.means()
         stages = [round(kept) for kept in means["kept_tokens"]]
         lengths = [case.tokens - case.visual + round(n) for n in means["tokens_by_layer"]]
@@ -102,6 +103,7 @@ def row(name: str, case: Case, batch: int, repeats: int, new: int, **knobs: Any)
             batch=batch,
             prefill=statistics.median(prefills),
             graph=graph,
+            vision=vision,
             decode=(statistics.median(whole) - first) / (new - 1),
             first=first,
             held=means["cache_bytes"] * batch,
@@ -110,6 +112,12 @@ def row(name: str, case: Case, batch: int, repeats: int, new: int, **knobs: Any)
             stages=stages,
             lengths=lengths,
         )
+
+
+def _replayed(fast: Fast | None, kind: str, device: torch.device, repeats: int) -> list[float]:
+    """The ms that each captured graph of a kind takes."""
+    captured = [each for key, each in fast.graphs.kept.items() if key[0] == kind] if fast else []
+    return [milliseconds(each.graph.replay, device, repeats) for each in captured]
 
 
 @torch.no_grad()

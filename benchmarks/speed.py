@@ -79,7 +79,9 @@ def main(arguments: list[str] | None = None) -> None:
         for name, engine, batch, given in jobs:
             bar.set_postfix_str(f"{name} {engine}, batch {batch}")
             try:
-                rows.append(row(f"{name} {engine}", case, batch, repeats, options.new, engine=engine, **given))
+                rows.append(
+                    row(f"{name} {engine}", case, batch, max(3, repeats // batch), options.new, engine=engine, **given)
+                )
             except torch.cuda.OutOfMemoryError:
                 print(f"{name} {engine}: batch {batch} does not fit into memory", file=sys.stderr)
                 torch.cuda.empty_cache()

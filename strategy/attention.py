@@ -8,7 +8,10 @@ from torch import Tensor
 
 def rows_of(tensor: Tensor, index: Tensor) -> Tensor:
     """Pick rows [B, R] out of [B or 1, L, ...] along the second dimension."""
-    return tensor.take_along_dim(index[(...,) + (None,) * (tensor.dim() - 2)], 1)
+    # Not take_along_dim, which would spread the index over all that follows.
+    if len(tensor) == 1:
+        return tensor[0][index]
+    return tensor[torch.arange(len(index), device=index.device)[:, None], index]
 
 
 def rotated(head: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

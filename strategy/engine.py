@@ -24,9 +24,10 @@ from strategy.call import Call
 from strategy.config import VTRConfig
 from strategy.fast import Fast
 from strategy.meter import Meter
-from strategy.prefill import Group, Prefill, Pruned, checked, true_places
+from strategy.prefill import Group, Prefill, Pruned, checked
 from strategy.prior import EnoughError, question_free
 from strategy.record import RunRecord, Stage
+from strategy.selecting import highest, sound
 
 # Where an attached model and its decoder keep their engine, so that it lives as long as they do.
 ATTRIBUTE = "_pruning_engine"
@@ -349,16 +350,13 @@ class Engine:
                 shapes = (group.grids, view.visual.shape, view.question.shape, hidden.shape[1:])
                 with self.meter.scoring(stage, kept, state.projects, *shapes):
                     scores = self.strategy.score(view).float()
-                    # A stable sort breaks ties the same way on every device, which top-k does not.
-                    order = scores.sort(dim=1, descending=True, stable=True).indices
-                    stays_on = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :kept], True)
-                    chosen = true_places(stays_on, kept)
+                    chosen = highest(scores, kept)
                     weights = self.strategy.merge(view, chosen)
                     if weights is not None:
                         merged = (weights @ view.features.float()).to(hidden.dtype)
                         places = view.visual.gather(1, chosen)
                         hidden = hidden.index_put((group.rows[:, None].expand_as(places), places), merged)
-                state.finite = state.finite & ~scores.isnan().any() & view.features.isfinite().all()
+                state.finite = state.finite & sound(scores, view.features)
                 if self.watch:
                     self.record.clock.stop("scoring", since)
                     self.watch(view, scores, chosen)

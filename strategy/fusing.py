@@ -35,9 +35,15 @@ def fusable(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def run(*args: Any, **call: Any) -> Any:
-        return (compiled(function) if _fusing.get() else function)(*args, **call)
+        quick = not torch.compiler.is_compiling() and _fusing.get()
+        return (compiled(function) if quick else function)(*args, **call)
 
     return run
+
+
+def is_fusing() -> bool:
+    """Whether what is `fusable` is being fused."""
+    return _fusing.get()
 
 
 @contextmanager

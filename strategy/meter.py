@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from strategy.call import Call
 from strategy.counts import Counter, pair_cost, token_cost
+from strategy.fusing import fusing
 from strategy.record import RunRecord
 
 
@@ -56,7 +57,8 @@ class Meter:
     def scoring(self, *shapes: Any) -> Iterator[None]:
         """Count what runs inside, which is the same for the same shapes."""
         if shapes not in self.known:
-            with Counter() as counter:
+            # Not fused: torch's formulas are those of single operations, and it compiles nothing under a mode.
+            with fusing(False), Counter() as counter:
                 yield
             self.known[shapes] = counter.total
         else:

@@ -12,13 +12,7 @@ from strategy.attention import rows_of
 from strategy.backbone import Layout, Span
 from strategy.base import Grid
 from strategy.record import Stage
-
-
-def true_places(mask: Tensor, count: int) -> Tensor:
-    """The places [G, count], in order, where the rows of a mask [G, N] hold, each in `count` of them."""
-    at = torch.where(mask, mask.cumsum(1) - 1, count)
-    places = torch.arange(mask.shape[1], device=mask.device).expand_as(at)
-    return at.new_zeros(len(at), count + 1).scatter_(1, at, places)[:, :count]
+from strategy.selecting import narrowed
 
 
 @dataclass
@@ -46,12 +40,9 @@ class Group:
 
     def keep(self, chosen: Tensor) -> Tensor:
         """Drop the visual tokens not in `chosen` [G, N'], in order; returns the places that stay in `left`."""
-        visual = self.visual.gather(1, chosen)
-        there = torch.zeros_like(self.left, dtype=torch.bool).scatter_(1, visual, True).scatter_(1, self.text, True)
-        stay = true_places(there, visual.shape[1] + self.text.shape[1])
-        place = there.cumsum(1) - 1
-        self.left, self.number = self.left.gather(1, stay), self.number.gather(1, chosen)
-        self.visual, self.text = place.gather(1, visual), place.gather(1, self.text)
+        stay, self.left, self.number, self.visual, self.text = narrowed(
+            self.left, self.number, self.visual, self.text, chosen
+        )
         return stay
 
 
