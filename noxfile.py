@@ -42,6 +42,7 @@ BACKBONES = {
 VIDEO = "video/Video-LLaVA"
 DEMO = ("--budgets", "192,128,64", "--output", "results/demo")
 COMMANDS = ("compare", "look")  # of the package comparison, told which model and weights
+SPEED = "speed"  # the benchmark, told which backbone
 
 nox.options.sessions = ["lint", "strategy", *BACKBONES, "video"]
 
@@ -61,7 +62,9 @@ def install(session: nox.Session, folder: str) -> None:
 def tested(session: nox.Session, folder: str, tests: str, model: str, checkpoint: str) -> bool:
     """Install a backbone and run its tests; or the command after `--`, and then return False."""
     install(session, folder)
-    if session.posargs and session.posargs[0] in COMMANDS:
+    if session.posargs and session.posargs[0] == SPEED:
+        session.run("python", "-m", "benchmarks.speed", "--backbone", session.name, *session.posargs[1:])
+    elif session.posargs and session.posargs[0] in COMMANDS:
         command(session, model, checkpoint, *session.posargs)
     else:
         session.run(*(session.posargs or ("pytest", tests)), external=bool(session.posargs))

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from benchmarks import ceilings
 from benchmarks.measure import Row, first_difference, free, row
 from benchmarks.models import BACKBONES, build
 from benchmarks.report import picture, tables
-from strategy.config import VTRConfig
 
+ENGINES = ("eager", "graph")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -44,6 +45,11 @@ def knob(budget: float) -> dict[str, Any]:
     return {"retain_ratio": budget} if budget <= 1 else {"keep_tokens": int(budget)}
 
 
+def numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
+    """The numbers of a comma-separated list."""
+    return [kind(each) for each in text.split(",") if each]
+
+
 def commit() -> str:
     """The commit measured, with a plus if it was changed."""
     try:
@@ -53,34 +59,28 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the tables, and write the JSON and the plot."""
-    options = parse(arguments)
+def measured(options: argparse.Namespace, command: str) -> dict[str, Any]:
+    """Everything that a run measures, ready for JSON."""
     device = torch.device(options.device)
     small = device.type == "cpu"
     dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if small else torch.float16
     case = build(options.backbone, options.device, dtype, small=small)
-    batches = [int(each) for each in options.batches.split(",")]
-    pruned = {"strategy": options.strategy, **knob(options.budget)}
-    ways = {"unpruned": {"enabled": False}, "pruned": pruned}
-    jobs = [(name, engine, 1, given) for name, given in ways.items() for engine in ("eager", "graph")]
-    jobs += [(name, "graph", batch, given) for batch in batches if batch > 1 for name, given in ways.items()]
-    curve = [
-        (budget, engine)
-        for budget in map(float, filter(None, options.curve.split(",")))
-        for engine in ("eager", "graph")
-    ]
-    repeats = options.repeats
-    rows: list[Row] = []
+    repeats, layers = options.repeats, case.model.get_decoder().layers
+    ways = {"unpruned": {"enabled": False}, "pruned": {"strategy": options.strategy, **knob(options.budget)}}
+    jobs = [(name, engine, 1) for name in ways for engine in ENGINES]
+    jobs += [(name, "graph", batch) for batch in numbers(options.batches, int) if batch > 1 for name in ways]
+    curve = [(budget, engine) for budget in numbers(options.curve, float) for engine in ENGINES]
+    rows: dict[tuple[str, str, int], Row] = {}
     points: dict[float, dict[str, Any]] = {}
     with tqdm(total=len(jobs) + len(curve) + 2, desc="Measuring", unit="way") as bar:
         top = ceilings.measure(device, dtype)
         bar.update()
-        for name, engine, batch, given in jobs:
+        for name, engine, batch in jobs:
             bar.set_postfix_str(f"{name} {engine}, batch {batch}")
+            times = max(3, repeats // batch)
             try:
-                rows.append(
-                    row(f"{name} {engine}", case, batch, max(3, repeats // batch), options.new, engine=engine, **given)
+                rows[name, engine, batch] = row(
+                    f"{name} {engine}", case, batch, times, options.new, engine=engine, **ways[name]
                 )
             except torch.cuda.OutOfMemoryError:
                 print(f"{name} {engine}: batch {batch} does not fit into memory", file=sys.stderr)
@@ -88,30 +88,25 @@ def main(arguments: list[str] | None = None) -> None:
             bar.update()
         for budget, engine in curve:
             bar.set_postfix_str(f"budget {budget:g} {engine}")
-            known = {"strategy": options.strategy, **knob(budget)}
-            point = row("", case, 1, max(3, repeats // 3), 2, engine=engine, **known)
+            given = {"strategy": options.strategy, **knob(budget)}
+            point = row("", case, 1, max(3, repeats // 3), 2, engine=engine, **given)
             points.setdefault(budget, {"lengths": point.lengths})[engine] = _prefill(point)
             bar.update()
-        base, ours = (next(each for each in rows if each.name == f"{name} graph") for name in ways)
-        alone = free(case, ours.lengths, 1, repeats)
+        graphed = {name: rows[name, "graph", 1] for name in ways}
+        alone = free(case, graphed["pruned"].lengths, 1, repeats)
         bar.update()
-
-    def apart(name: str, given: dict[str, Any]) -> dict[str, float] | None:
-        theirs, ours = (next(each for each in rows if each.name == f"{name} {way}") for way in ("eager", "graph"))
-        return first_difference(case, ours.tokens[0], theirs.tokens[0], **given)
-
-    layers = case.model.get_decoder().layers
-    text = case.tokens - case.visual
-    for way, (name, each) in enumerate(zip(ways, (base, ours), strict=True)):
-        eager = next(one for one in rows if one.name == f"{name} eager")
-        points[-way] = {"lengths": each.lengths, "eager": _prefill(eager), "graph": _prefill(each)}
-    config = VTRConfig(**pruned)
+    for number, (name, each) in enumerate(graphed.items()):
+        eager = rows[name, "eager", 1]
+        points[-number] = {"lengths": each.lengths, "eager": _prefill(eager), "graph": _prefill(each)}
+    for point in points.values():
+        point["floor"] = ceilings.floor(layers, point["lengths"], 1, top)
+        point["tokens"] = sum(point["lengths"]) / len(layers) - (case.tokens - case.visual)
     weight = layers[0].self_attn.k_proj.weight
-    found: dict[str, Any] = {
+    return {
         "about": {
             "backbone": options.backbone,
             "budget": options.budget,
-            "strategy": config.strategy,
+            "strategy": options.strategy,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, a small size",
             "dtype": str(dtype).removeprefix("torch."),
             "visual": case.visual,
@@ -119,35 +114,33 @@ def main(arguments: list[str] | None = None) -> None:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "commit": commit(),
-            "command": "python -m benchmarks.speed " + " ".join(arguments or sys.argv[1:]),
+            "command": command,
             "ceilings": {"TFLOP/s": top.operations / 1e12, "GB/s": top.bytes / 1e9},
         },
-        "rows": [each._asdict() for each in rows],
+        "rows": [each._asdict() for each in rows.values()],
         "free": alone,
-        "floor": {
-            "unpruned": ceilings.floor(layers, base.lengths, 1, top),
-            "pruned": ceilings.floor(layers, ours.lengths, 1, top),
-        },
+        "floor": {name: ceilings.floor(layers, each.lengths, 1, top) for name, each in graphed.items()},
         "decode_floor": ceilings.decode_floor(case.model, top),
-        "operations": {name: _operations(layers, each.lengths) for name, each in zip(ways, (base, ours), strict=True)},
-        "kept_bytes": 2 * len(layers) * ours.lengths[-1] * weight.shape[0] * weight.element_size(),
-        "curve": [
-            point
-            | {
-                "tokens": sum(point["lengths"]) / len(layers) - text,
-                "floor": ceilings.floor(layers, point["lengths"], 1, top),
-            }
-            for point in points.values()
-        ],
-        "first_difference": {name: apart(name, given) for name, given in ways.items()},
+        "operations": {name: _operations(layers, each.lengths) for name, each in graphed.items()},
+        "kept_bytes": 2 * len(layers) * graphed["pruned"].lengths[-1] * weight.shape[0] * weight.element_size(),
+        "curve": list(points.values()),
+        "first_difference": {
+            name: first_difference(case, *(rows[name, way, 1].tokens[0] for way in ("graph", "eager")), **ways[name])
+            for name in ways
+        },
     }
-    folder = Path(options.output)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the tables, and write the JSON and the plot."""
+    options = parse(arguments)
+    found = measured(options, "python -m benchmarks.speed " + " ".join(arguments or sys.argv[1:]))
+    folder, about = Path(options.output), found["about"]
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{options.backbone}_{options.strategy}_{options.budget:g}"
     (folder / f"{stem}.json").write_text(json.dumps(found, indent=1))
     picture(found, folder / f"{stem}.png")
     print(tables(found))
-    about = found["about"]
     versions = f"torch {about['torch']}, transformers {about['transformers']}, commit {about['commit']}"
     print(f"{about['device']}, {about['dtype']}, {versions}")
     print(f"where the answers of the engines part: {found['first_difference']}")
