@@ -59,8 +59,27 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def measured(options: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Everything that a run measures, ready for JSON."""
+class Kept:
+    """The rows that a run has measured so far, in a file, for the same command on the same commit to go on from."""
+
+    def __init__(self, file: Path, command: str) -> None:
+        self.file, self.made_by = file, {"command": command, "commit": commit()}
+        self.rows: dict[tuple[str, str, int], Row] = {}
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        if found.get("made_by") == self.made_by:
+            self.rows = {(name, engine, batch): Row(**values) for name, engine, batch, values in found["rows"]}
+
+    def write(self, rows: dict[tuple[str, str, int], Row]) -> None:
+        """Keep these rows."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        whole = {"made_by": self.made_by, "rows": [[*key, each._asdict()] for key, each in rows.items()]}
+        beside = self.file.with_suffix(".new")
+        beside.write_text(json.dumps(whole))
+        beside.replace(self.file)
+
+
+def measured(options: argparse.Namespace, command: str, kept: Kept) -> dict[str, Any]:
+    """Everything that a run measures, ready for JSON; rows that are kept are not measured again."""
     device = torch.device(options.device)
     small = device.type == "cpu"
     dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if small else torch.float16
@@ -70,7 +89,7 @@ def measured(options: argparse.Namespace, command: str) -> dict[str, Any]:
     jobs = [(name, engine, 1) for name in ways for engine in ENGINES]
     jobs += [(name, "graph", batch) for batch in numbers(options.batches, int) if batch > 1 for name in ways]
     curve = [(budget, engine) for budget in numbers(options.curve, float) for engine in ENGINES]
-    rows: dict[tuple[str, str, int], Row] = {}
+    rows: dict[tuple[str, str, int], Row] = dict(kept.rows)
     points: dict[float, dict[str, Any]] = {}
     with tqdm(total=len(jobs) + len(curve) + 2, desc="Measuring", unit="way") as bar:
         top = ceilings.measure(device, dtype)
@@ -79,13 +98,17 @@ def measured(options: argparse.Namespace, command: str) -> dict[str, Any]:
             bar.set_postfix_str(f"{name} {engine}, batch {batch}")
             times = max(3, repeats // batch)
             try:
+                if (name, engine, batch) in rows:
+                    continue
                 rows[name, engine, batch] = row(
                     f"{name} {engine}", case, batch, times, options.new, engine=engine, **ways[name]
                 )
+                kept.write(rows)
             except torch.cuda.OutOfMemoryError:
                 print(f"{name} {engine}: batch {batch} does not fit into memory", file=sys.stderr)
                 torch.cuda.empty_cache()
-            bar.update()
+            finally:
+                bar.update()
         for budget, engine in curve:
             bar.set_postfix_str(f"budget {budget:g} {engine}")
             given = {"strategy": options.strategy, **knob(budget)}
@@ -134,11 +157,14 @@ def measured(options: argparse.Namespace, command: str) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the tables, and write the JSON and the plot."""
     options = parse(arguments)
-    found = measured(options, "python -m benchmarks.speed " + " ".join(arguments or sys.argv[1:]))
-    folder, about = Path(options.output), found["about"]
+    command = "python -m benchmarks.speed " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    folder, stem = Path(options.output), f"{options.backbone}_{options.strategy}_{options.budget:g}"
+    kept = Kept(folder / f"{stem}.part", command)
+    found = measured(options, command, kept)
+    about = found["about"]
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{options.backbone}_{options.strategy}_{options.budget:g}"
     (folder / f"{stem}.json").write_text(json.dumps(found, indent=1))
+    kept.file.unlink(missing_ok=True)
     picture(found, folder / f"{stem}.png")
     print(tables(found))
     versions = f"torch {about['torch']}, transformers {about['transformers']}, commit {about['commit']}"

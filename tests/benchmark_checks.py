@@ -3,6 +3,7 @@
 A backbone's tests import everything from here and give a fixture `backbone_name`, as `benchmarks.models` has it.
 """
 
+import json
 import logging
 import warnings
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import strategy
+from benchmarks import measure, speed
 from benchmarks.models import BACKBONES, Case, batched, build
 from strategy import VTRConfig
 from strategy.backbone import find_backbone
@@ -120,3 +122,34 @@ def test_the_full_size_is_that_of_the_published_model(backbone_name):
 def test_another_backbone_is_refused():
     with pytest.raises(ValueError, match=r"'bert': allowed are " + ", ".join(BACKBONES)):
         build("bert", "cpu", torch.float32)
+
+
+def test_a_run_prints_tables_writes_its_files_and_goes_on_from_what_it_kept(
+    backbone_name, tmp_path, capsys, monkeypatch
+):
+    budget = "0.334" if backbone_name.startswith("qwen") else "64"
+    asked = ["--backbone", backbone_name, "--budget", budget, "--device", "cpu", "--batches", "1,2", "--curve", budget]
+    asked += ["--repeats", "1", "--new", "3", "--output", str(tmp_path)]
+    with monkeypatch.context() as context:
+        context.setattr(speed, "free", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            speed.main(asked)
+    [part] = tmp_path.iterdir()
+    assert len(json.loads(part.read_text())["rows"]) == 6
+    calls = []
+    monkeypatch.setattr(speed, "row", lambda *args, **call: calls.append(args) or measure.row(*args, **call))
+    speed.main(asked)
+    assert len(calls) == 2  # those of the curve
+    assert "pruned graph" in capsys.readouterr().out
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".png"]
+    [file] = tmp_path.glob("*.json")
+    found = json.loads(file.read_text())
+    assert [row["batch"] for row in found["rows"]] == [1] * 4 + [2] * 2
+    assert found["first_difference"] == {"unpruned": None, "pruned": None}
+    pruned = found["rows"][3]
+    assert pruned["held"] == found["kept_bytes"]
+    assert 0 < found["floor"]["pruned"] <= found["floor"]["unpruned"]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt

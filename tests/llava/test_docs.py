@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaModel
 
 import strategy
 import training
+from benchmarks import speed
 from comparison import compare
 from llava.lmms_eval_model import ARGUMENTS
 
@@ -92,6 +93,12 @@ def test_documented_comparisons_are_understood(words, monkeypatch):
     given = compare.options()
     assert set(given.strategies.split(",")) - {"change"} <= set(strategy.available())
     assert all(budget.isdecimal() for budget in given.budgets.split(","))
+
+
+@pytest.mark.parametrize("words", commands("speed"), ids=lambda words: words[2])
+def test_documented_measurements_are_understood(words):
+    given = speed.parse(["--backbone", words[2], *words[words.index("speed") + 1 :]])
+    assert speed.knob(given.budget)
 
 
 def test_the_tables_of_knobs_and_strategies_are_complete():
