@@ -14,6 +14,7 @@ DOCUMENTS = [
     ROOT / "examples/shapes/README.md",
     ROOT / "docs/INPUTS.md",
     ROOT / "docs/ADDING_A_STRATEGY.md",
+    ROOT / "docs/BENCHMARKS.md",
 ]
 
 
@@ -47,7 +48,7 @@ def evaluations(model: str) -> list[list[str]]:
 
 
 def commands(name: str) -> list[list[str]]:
-    """Each documented command of the package comparison, as it is given to nox."""
+    """Each documented command that nox is given for a backbone's session, such as compare."""
     found = [words for _, words in COMMANDS if words[0] == "nox" and name in words]
     assert found
     return found
