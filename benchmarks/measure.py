@@ -135,7 +135,7 @@ def free(case: Case, lengths: list[int], batch: int, repeats: int) -> float:
     def program(x: Tensor) -> Tensor:
         for length, own in zip(lengths, weights, strict=True):
             part = slice(0, length)
-            x, keys, values = fused.prefill(
+            x, _, keys, values = fused.prefill(
                 x[:, part].contiguous(), cos[:, part].contiguous(), sin[:, part].contiguous(), own, shape
             )
             keys[:, :, : lengths[-1]].contiguous(), values[:, :, : lengths[-1]].contiguous()

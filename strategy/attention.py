@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strategy.fusing import fusable
+
 
 def rows_of(tensor: Tensor, index: Tensor) -> Tensor:
     """Pick rows [B, R] out of [B or 1, L, ...] along the second dimension."""
@@ -12,6 +14,12 @@ def rows_of(tensor: Tensor, index: Tensor) -> Tensor:
     if len(tensor) == 1:
         return tensor[0][index]
     return tensor[torch.arange(len(index), device=index.device)[:, None], index]
+
+
+@fusable
+def paid_to(weights: Tensor, visual: Tensor) -> Tensor:
+    """Of attention [G, heads, R, L] that to the tokens at `visual` [G, N]."""
+    return weights.gather(3, visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
 
 
 def rotated(head: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ and if the last prompt token attends to it.
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -28,7 +30,6 @@ PUBLISHED_LAYERS = {32: (1, 11, 21), 28: (1, 10, 19), 36: (1, 13, 24)}
 VIDEO_LAYER, VIDEO_REFERENCE, VIDEO_BUDGET = 3, 2, 194
 
 
-@fusable
 def spectral_energy(x: Tensor, grid: Grid, cutoff_ratio: float = 0.1, volume: bool = False) -> Tensor:
     """High-pass energy of each token on its grid.
 
@@ -48,22 +49,33 @@ def spectral_energy(x: Tensor, grid: Grid, cutoff_ratio: float = 0.1, volume: bo
     if min(sides) < 2:
         raise ValueError(f"grid {grid}: each filtered side must be at least 2")
     sigma = cutoff_ratio * min(side // 2 for side in sides)
+    return _energy(x, grid, [low_pass(side, sigma, x.device) for side in sides])
+
+
+@fusable
+def _energy(x: Tensor, grid: Grid, filters: Sequence[Tensor]) -> Tensor:
+    """`spectral_energy`, given the low-pass matrices of the filtered axes, which are the grid's last."""
     signal = x.float().unflatten(1, grid)
-    low = torch.einsum("hg,btgwc->bthwc", _low_pass(height, sigma, x), signal)
-    low = torch.einsum("vw,bthwc->bthvc", _low_pass(width, sigma, x), low)
-    if volume:
-        low = torch.einsum("ts,bshwc->bthwc", _low_pass(frames, sigma, x), low)
+    low = signal
+    for axis, matrix in zip((3, 2, 1), reversed(filters), strict=False):
+        # All behind an axis are columns of one product, so that nothing needs to be transposed.
+        low = (matrix @ low.flatten(axis + 1)).view(signal.shape)
     return (signal - low).abs().mean(dim=-1).flatten(1)
 
 
-def _low_pass(side: int, sigma: float, like: Tensor) -> Tensor:
-    """The circulant matrix [side, side] that multiplies frequency k by exp(-k^2 / (2 sigma^2))."""
-    position = torch.arange(side, device=like.device)
-    frequency = (position - side // 2).double()
-    gain = torch.exp(-frequency.square() / (2 * sigma**2))
-    phase = 2 * math.pi / side * (position[:, None] * frequency)
-    kernel = (gain * phase.cos()).mean(dim=-1).float()
-    return kernel[(position[:, None] - position) % side]
+@cache
+def low_pass(side: int, sigma: float, device: torch.device) -> Tensor:
+    """The circulant matrix [side, side] that multiplies frequency k by exp(-k^2 / (2 sigma^2)).
+
+    Kept for good, since captured graphs read it.
+    """
+    with torch.inference_mode(False):
+        position = torch.arange(side, device=device)
+        frequency = (position - side // 2).double()
+        gain = torch.exp(-frequency.square() / (2 * sigma**2))
+        phase = 2 * math.pi / side * (position[:, None] * frequency)
+        kernel = (gain * phase.cos()).mean(dim=-1).float()
+        return kernel[(position[:, None] - position) % side]
 
 
 @fusable
@@ -99,9 +111,8 @@ def score(
     if min(grid[1:]) < 2:
         warnings.warn(f"grid {grid} is too thin for a spectrum: attention alone ranks its tokens", stacklevel=2)
         return attention.float()
-    reference = spectral_energy(reference_features, grid, cutoff_ratio, volume)
-    current = spectral_energy(current_features, grid, cutoff_ratio, volume)
-    return evolution_factor(reference, current, temp) * attention.float()
+    energies = spectral_energy(torch.cat([reference_features, current_features]), grid, cutoff_ratio, volume)
+    return evolution_factor(*energies.chunk(2), temp) * attention.float()
 
 
 def default_prune_layers(depth: int) -> tuple[int, ...]:
@@ -143,16 +154,12 @@ class CLSE(Strategy):
         if view.stage > 0:
             return attention
         config = self.config
+        knobs = config.clse_cutoff_ratio, config.clse_temp, config.clse_fft_3d
+        if len(view.grids) == 1 and len(view.on_grid[0]) == attention.shape[1]:
+            return score(view.reference, view.features, attention, view.grids[0], *knobs)
         # What lies on no grid has no spectrum: a factor of one.
         scores = attention.clone()
         for grid, tokens in zip(view.grids, view.on_grid, strict=True):
-            scores[:, tokens] = score(
-                view.reference[:, tokens],
-                view.features[:, tokens],
-                attention[:, tokens],
-                grid,
-                config.clse_cutoff_ratio,
-                config.clse_temp,
-                config.clse_fft_3d,
-            )
+            reference, features = view.reference[:, tokens], view.features[:, tokens]
+            scores[:, tokens] = score(reference, features, attention[:, tokens], grid, *knobs)
         return scores

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from strategy import cache as kv
 from strategy import fused, registry
-from strategy.attention import attention_rows, rows_of
+from strategy.attention import attention_rows, paid_to, rows_of
 from strategy.backbone import Backbone, Layout, find_backbone
 from strategy.base import View
 from strategy.call import Call
@@ -132,7 +132,7 @@ class Engine:
 
     def _make_fast(self, mode: str) -> None:
         """Put the fast path in the place of the forward calls it speeds up, and of the greedy loop."""
-        unfit = next(filter(None, map(fused.unfit, self.decoder.layers)), None)
+        unfit = fused.unfit(self.decoder.layers)
         if unfit and mode == "graph":
             self.remove()
             raise ValueError(f"engine=graph: {unfit} cannot be fused; allowed here are engine=eager and engine=auto")
@@ -356,7 +356,8 @@ class Engine:
                         merged = (weights @ view.features.float()).to(hidden.dtype)
                         places = view.visual.gather(1, chosen)
                         hidden = hidden.index_put((group.rows[:, None].expand_as(places), places), merged)
-                state.finite = state.finite & sound(scores, view.features)
+                # Later what is not finite shows in the scores, or at the end.
+                state.finite = state.finite & sound(scores, None if stage else view.features)
                 if self.watch:
                     self.record.clock.stop("scoring", since)
                     self.watch(view, scores, chosen)
@@ -364,7 +365,7 @@ class Engine:
                 stay = group.keep(chosen)
             else:
                 stay = torch.arange(group.left.shape[1], device=hidden.device).expand(len(group.samples), -1)
-            stays.append(stay + first)
+            stays.append(stay + first if first else stay)
         left = sum(group.number.numel() for group in state.groups)
         state.stages.append(Stage(self.plan.layers[stage], seen, left, state.kept()))
         hidden = state.drop(stays, hidden) if left < seen else hidden
@@ -381,13 +382,17 @@ class Engine:
         rows_at: Rows | None,
     ) -> View:
         offset = hidden.shape[1] - group.left.shape[1]
-        visual = group.visual + offset
+
+        def moved(places: Tensor) -> Tensor:
+            return places + offset if offset else places
+
+        visual = moved(group.visual)
 
         def attention(rows: Tensor) -> Tensor:
             if rows_at is None:
                 raise ValueError(f"{self.record.strategy} asks for attention, which nothing pays before layer 0")
             weights = rows_at(rows, lambda x: state.of(group, x.to(hidden.device)))
-            return weights.gather(3, visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
+            return paid_to(weights, visual)
 
         def reference_at(rows: Tensor) -> Tensor:
             if state.reference is None:
@@ -407,8 +412,8 @@ class Engine:
             grids=group.grids,
             on_grid=group.on_grid,
             visual=visual,
-            last=state.of(group, state.last) + hidden.shape[1] - state.real.shape[1],
-            question=group.text[:, -group.asked.shape[1] :] + offset,
+            last=state.of(group, state.ends(hidden.shape[1])),
+            question=moved(group.text[:, -group.asked.shape[1] :]),
             asked=group.asked,
             features_at=lambda rows: rows_of(state.of(group, hidden), rows),
             reference_at=reference_at,
@@ -442,6 +447,10 @@ class Engine:
         state, cache = self.call.prefill, _cache_of(call)
         if state is None:
             return
+        if self.plan:
+            hidden = output[0] if isinstance(output, tuple) else output
+            state.move(hidden.device)
+            state.finite = state.finite & rows_of(hidden, state.ends(hidden.shape[1])).isfinite().all()
         prompts, dropped = self._close(state), state.dropped()
         if cache is None:
             return
@@ -462,8 +471,8 @@ class Engine:
         """Write a finished prefill into the record; returns how many of its samples have visual tokens."""
         if not state.finite:
             raise ValueError(
-                "the features of visual tokens are not finite, or their scores are NaN: look at the pictures and "
-                "the weights, or compute in bfloat16 or float32, which overflow later than float16"
+                "the features of visual tokens or of what follows them are not finite, or scores are NaN: look at the "
+                "pictures and the weights, or compute in bfloat16 or float32, which overflow later than float16"
             )
         visual = [group.whole for group in state.groups for _ in group.samples if group.whole]
         self.record.add_stages(len(state.real), visual, state.stages)

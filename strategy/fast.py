@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -26,12 +27,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from strategy import cache as kv
 from strategy import fused
-from strategy.attention import attention_rows, rows_of
+from strategy.attention import rows_of
 from strategy.backbone import Asked, Backbone, Layout, Span
 from strategy.base import Plan
 from strategy.call import Answer, Call
 from strategy.fusing import fusing
-from strategy.graphs import Graphs
+from strategy.graphs import Beside, Graphs
 from strategy.meter import Meter
 from strategy.prefill import Prefill
 from strategy.prior import reordered
@@ -41,7 +42,9 @@ from strategy.slots import ENDS, Slots
 BUCKET = 16  # tokens; prompts are filled up to a multiple, so that few graphs serve all lengths of text
 ROOM = 64  # slots; the same for caches
 LEG = 256  # tokens that are decoded before a longer cache is needed
+TOGETHER = 4  # layers whose keys and values go into their slots in one go, beside the layers that follow
 BEHIND = 2  # steps that the host looks for the end of an answer behind the device
+VERSION = attrgetter("_version")
 TOO_SMALL = "the GPU's memory is too small for graphs and their caches beside the model"
 
 
@@ -90,7 +93,7 @@ class Fast:
         self.engine = getattr(prune, "__self__", None)
         self.weights: list[fused.Weights] = []
         self.graphs = Graphs(torch.device("cpu"))
-        self.signature: list[tuple[int, int]] = []
+        self.signature: Sequence[Any] = ()
         self.modules: list[tuple[dict[str, Any], str, Any]] = []
         self.holders: list[dict[str, Any]] = []
         self.scoring: dict[Any, int] = {}
@@ -177,14 +180,18 @@ class Fast:
         self.graphs = Graphs(next(self.decoder.parameters()).device)
         self.signature = self._signature()
 
-    def _signature(self) -> list[tuple[int, int]]:
+    def _signature(self) -> Sequence[Any]:
         """What tells the model's tensors from any they may be changed into or exchanged for."""
         if not self.holders or any(holder.get(name) is not module for holder, name, module in self.modules):
             every = list(self.model.modules())
             self.modules = [(m._modules, name, child) for m in every for name, child in m._modules.items()]
             self.holders = [holder for m in every for holder in (m._parameters, m._buffers) if holder]
         tensors = [tensor for holder in self.holders for tensor in holder.values() if tensor is not None]
-        return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        try:
+            versions = [*map(VERSION, tensors)]
+        except RuntimeError:  # those made in inference mode count none
+            versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        return [*map(Tensor.data_ptr, tensors)], versions
 
     def free(self) -> None:
         """Free graphs and caches, and give each weight memory of its own again."""
@@ -192,7 +199,7 @@ class Fast:
         if self.signature:
             for layer in self.decoder.layers:
                 fused.split(layer)
-        self.weights, self.signature, self.scoring = [], [], {}
+        self.weights, self.signature, self.scoring = [], (), {}
 
     def _answer(self, prompts: Tensor, asked: Asked, answer: Answer) -> Tensor:
         """Go on from prompts [B, S + 1] that end with the first token of their answers."""
@@ -389,7 +396,8 @@ class Fast:
         stages = {layer: stage for stage, layer in enumerate(plan.layers)} if plan else {}
         whole = self.backbone.angles(self.decoder, positions)
         cos, sin = whole
-        cached, numbers = [], []
+        numbers: list[Tensor] = []
+        beside, made, read = Beside(x.device), [], []
         if 0 in stages:
             x = self.prune(state, 0, x)
         for number, weights in enumerate(self.weights):
@@ -399,39 +407,41 @@ class Fast:
                     cos, sin = (rows_of(table, state.index) for table in whole)
             if plan and number == plan.reference:
                 state.reference = x
-            before, stage = x, stages.get(number + 1)
-            x, keys, values = fused.prefill(x, cos, sin, weights, self.shape)
+            stage = stages.get(number + 1)
+            x, queries, keys, values = fused.prefill(x, cos, sin, weights, self.shape)
+            made.append((number, keys, values))
             if stage is not None:
-                rows = partial(self._rows, number, before, (cos, sin), keys)
-                x = self.prune(state, stage, x, rows)
+                x = self.prune(state, stage, x, partial(self._rows, queries, keys))
             if number < len(state.added):
                 x = x + state.left(state.added[number]).to(x)
-            cached.append((keys, values))
-        for number, (keys, values) in enumerate(cached):
-            places = state.cache_places(sum(at <= number for at in state.dropped()))
-            if places is None:
+            all_known = plan is None or number + 1 >= plan.layers[-1]
+            if all_known and (len(made) >= TOGETHER or number + 1 == len(self.weights)):
+                beside.wait()
+                read, made = made, []
+                with beside.running():
+                    self._fill(slots, state, read)
+        beside.wait()
+        ends, norm = state.ends(x.shape[1]), self.decoder.norm
+        last = rows_of(x, ends)
+        slots.slot.copy_(ends[:, 0] + 1)
+        slots.position.copy_(state.position[:, 0])
+        finite = state.finite & last.isfinite().all() if plan else state.finite
+        return fused.norm(last, norm.weight, norm.variance_epsilon), finite, numbers
+
+    def _fill(self, slots: Slots, state: Prefill, layers: Sequence[tuple[int, Tensor, Tensor]]) -> None:
+        """Put what is left of the keys and values of some layers into their slots."""
+        before = [sum(at <= number for at in state.dropped()) for number, _, _ in layers]
+        places = {prunes: state.cache_places(prunes) for prunes in set(before)}
+        for prunes, (number, keys, values) in zip(before, layers, strict=True):
+            left = places[prunes]
+            if left is None:
                 slots.fill(number, keys, values)
             else:
-                fused.fill(*slots.layers[number], keys, values, places)
-        last = state.last + x.shape[1] - state.real.shape[1]
-        slots.slot.copy_(last[:, 0] + 1)
-        slots.position.copy_(state.position[:, 0])
-        return self.decoder.norm.forward(rows_of(x, last)), state.finite, numbers
+                fused.fill(*slots.layers[number], keys, values, left)
 
-    def _rows(
-        self,
-        number: int,
-        before: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        keys: Tensor,
-        rows: Tensor,
-        of: Callable[[Tensor], Tensor],
-    ) -> Tensor:
+    def _rows(self, queries: Tensor, keys: Tensor, rows: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
         """See `Engine._attention`; the layers of the program need no mask."""
-        cos, sin = map(of, rotary)
-        if not self.fuse or not before.is_cuda:
-            return attention_rows(self.decoder.layers[number], of(before), rows, (cos, sin), of(keys), None)
-        return fused.rows(of(before), cos, sin, self.weights[number], self.shape, of(keys), rows)
+        return fused.rows(of(queries), of(keys), rows, self.shape)
 
     def _decode(self, slots: Slots) -> None:
         """One token more for each sample."""
@@ -441,7 +451,8 @@ class Fast:
         seen = at <= slots.slot[:, None]
         for weights, (keys, values) in zip(self.weights, slots.layers, strict=True):
             x = fused.decode(x, cos, sin, weights, self.shape, keys, values, slots.slot, seen)
-        logits = self.model.get_output_embeddings().forward(self.decoder.norm.forward(x[:, 0]))
+        norm = self.decoder.norm
+        logits = self.model.get_output_embeddings().forward(fused.norm(x[:, 0], norm.weight, norm.variance_epsilon))
         slots.put(logits.float().argmax(-1))
 
     @contextmanager

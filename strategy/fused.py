@@ -4,17 +4,24 @@ Every backbone here decodes with such layers, under the same names of modules; t
 layers give up to rounding. Projections that read the same input are one matrix product.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from strategy.attention import rotated, rows_of
 from strategy.fusing import fusable
 
 # Linear layers whose weights lie one behind the other in memory, so that one product serves them all.
 MERGED = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
+
+
+# cuDNN's attention is the faster one for long prompts, but starts with a memset and a pause.
+SHORT = 1024  # tokens
+AT_ONCE = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Shape(NamedTuple):
@@ -41,8 +48,14 @@ class Weights(NamedTuple):
     down: Tensor
 
 
-def unfit(layer: Any) -> str | None:
-    """Why these functions would not give what a layer gives; None if they would."""
+def unfit(layers: nn.ModuleList) -> str | None:
+    """Why these functions would not give what a decoder's layers give; None if they would."""
+    if len({(p.device, p.dtype) for p in layers.parameters()}) > 1 or next(layers.parameters()).is_meta:
+        return "a decoder with weights of several types or devices, or none in memory"
+    return next(filter(None, map(_unfit, layers)), None)
+
+
+def _unfit(layer: Any) -> str | None:
     parts: list[Any] = [getattr(getattr(layer, block, None), name, None) for block, names in MERGED for name in names]
     parts += [getattr(getattr(layer, "self_attn", None), "o_proj", None)]
     parts += [getattr(getattr(layer, "mlp", None), "down_proj", None)]
@@ -50,8 +63,6 @@ def unfit(layer: Any) -> str | None:
         return f"a {type(layer).__name__} with other than plain linear projections (experts, adapters, quantised ones)"
     if any(part.bias is not None for part in parts[3:]):
         return f"a {type(layer).__name__} with biases behind its attention"
-    if len({(p.device, p.dtype) for p in layer.parameters()}) > 1 or layer.mlp.down_proj.weight.is_meta:
-        return "weights of several types or devices, or none in memory"
     silu = torch.linspace(-2, 2, 5, device=layer.mlp.down_proj.weight.device)
     if not torch.equal(layer.mlp.act_fn(silu), F.silu(silu)):
         return f"an activation other than SiLU ({type(layer.mlp.act_fn).__name__})"
@@ -111,6 +122,7 @@ def split(layer: Any) -> None:
                     parameter.data = parameter.data.clone()
 
 
+@fusable
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Root mean square norm over the last dimension, in float32."""
     wide = x.float()
@@ -136,20 +148,18 @@ def _rest(x: Tensor, attended: Tensor, w: Weights, s: Shape) -> Tensor:
 
 
 @fusable
-def rows(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape, keys: Tensor, at: Tensor) -> Tensor:
-    """`strategy.attention.attention_rows` of the tokens at `at` [B, R], for a layer's input [B, L, C] and no mask."""
-    own = s.heads * s.width
-    bias = None if w.qkv_bias is None else w.qkv_bias[:own]
-    q = F.linear(norm(rows_of(x, at), w.before, s.epsilon), w.qkv[:own], bias).unflatten(-1, (-1, s.width))
-    q = q if w.q_norm is None else norm(q, w.q_norm, s.epsilon)
-    q = rotated(q.transpose(1, 2), rows_of(cos, at), rows_of(sin, at))
-    grouped = q.float().unflatten(1, (s.key_heads, -1))
-    if at.shape[1] == 1:
+def rows(q: Tensor, keys: Tensor, at: Tensor, s: Shape) -> Tensor:
+    """Attention, float32 [B, heads, R, L], that the tokens at `at` [B, R] pay, which see all before them.
+
+    q, keys: a layer's, [B, heads or key heads, L, width], as `prefill` gives them.
+    """
+    picked = rows_of(q.transpose(1, 2), at).transpose(1, 2).float().unflatten(1, (s.key_heads, -1))
+    if at.shape[1] == 1 and torch.compiler.is_compiling():
         # A sum of products, which is fused with what follows as a matrix product is not.
-        logits = (grouped * keys.float()[:, :, None]).sum(-1)[..., None, :]
+        logits = (picked * keys.float()[:, :, None]).sum(-1)[..., None, :]
     else:
-        logits = torch.einsum("bkgrd,bkld->bkgrl", grouped, keys.float())
-    seen = torch.arange(x.shape[1], device=x.device) <= at[:, :, None]
+        logits = torch.einsum("bkgrd,bkld->bkgrl", picked, keys.float())
+    seen = torch.arange(keys.shape[2], device=keys.device) <= at[:, :, None]
     logits = (logits.flatten(1, 2) * s.scale).masked_fill(~seen[:, None], torch.finfo(torch.float32).min)
     return logits.softmax(dim=-1)
 
@@ -163,14 +173,20 @@ def fill(keys: Tensor, values: Tensor, from_keys: Tensor, from_values: Tensor, p
 
 
 @fusable
-def prefill(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape) -> tuple[Tensor, Tensor, Tensor]:
+def prefill(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A layer over prompts [B, L, C] that end in their padding, if they have any.
 
-    cos, sin: [B or 1, L, width]. Returns the output [B, L, C], and keys and values [B, key heads, L, width].
+    cos, sin: [B or 1, L, width]. Returns the output [B, L, C], and queries, keys and values [B, heads or key heads, L,
+    width].
     """
     q, k, v = _heads(x, cos, sin, w, s)
-    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=s.scale, enable_gqa=s.heads != s.key_heads)
-    return _rest(x, attended, w, s), k, v
+    attend = partial(F.scaled_dot_product_attention, is_causal=True, scale=s.scale, enable_gqa=s.heads != s.key_heads)
+    if torch.compiler.is_compiling() and x.shape[1] <= SHORT:
+        with sdpa_kernel(AT_ONCE, set_priority=True):
+            attended = attend(q, k, v)
+    else:
+        attended = attend(q, k, v)
+    return _rest(x, attended, w, s), q, k, v
 
 
 @fusable

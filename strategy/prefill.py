@@ -56,8 +56,8 @@ class Prefill:
     prompt; None while everything is. padding: [B, L], True where a sample that lost more than another was
     filled up on the left; None if nowhere. added: see `Backbone.added`. prior: see `View`,
     [B, heads, S]. projects: whether keys must be projected anew, for want of a cache. lengths: of the sequence after
-    each prune. finite: whether all scores and
-    the features they were made from were, a tensor once there were any.
+    each prune. finite: whether no score was NaN,
+    and the features of the first stage and what the last layer gave were finite; a tensor once there were any.
     """
 
     groups: list[Group]
@@ -249,6 +249,10 @@ class Prefill:
             return None
         real = self.real.gather(1, self.index)
         return Pruned(self.real.shape[1], self.position, real if self.padding is None else real & ~self.padding)
+
+    def ends(self, length: int) -> Tensor:
+        """The places [B, 1] of the prompts' last tokens when so many tokens are left."""
+        return self.last + (length - self.real.shape[1])
 
     def left(self, tensor: Tensor) -> Tensor:
         """What is left of a tensor [B, S, C] over the whole prompt."""

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategy import selecting
-from strategy.fusing import fusing
 
 
 def rows(draw, length):
@@ -26,15 +25,33 @@ def test_the_highest_stay_and_of_equal_ones_the_first(given):
 
 
 @given(scored())
-def test_ranks_are_places_in_a_stable_sort(given):
-    scores, _ = given
-    order = scores.sort(dim=1, descending=True, stable=True).indices
-    assert torch.equal(selecting.ranks(scores).gather(1, order), torch.arange(scores.shape[1]).expand_as(order))
-
-
-@given(scored())
-def test_fused_or_not_the_same_stay(given):
+def test_all_pairs_tell_the_same_as_a_sort(given):
     scores, count = given
-    usual = selecting.highest(scores, count)
-    with fusing(False):
-        assert torch.equal(selecting.places(selecting.ranks(scores) < count, count), usual)
+    assert torch.equal(selecting.highest_of_pairs(scores, count), selecting.highest(scores, count))
+
+
+@st.composite
+def sequences(draw):
+    """For two samples which of the tokens left are visual ones, equally many, and which of these are chosen."""
+    visual, text, chosen = draw(st.integers(1, 12)), draw(st.integers(1, 6)), draw(st.integers(1, 12))
+    kinds = [draw(st.permutations([True] * visual + [False] * text)) for _ in range(2)]
+    picks = [sorted(draw(st.permutations(range(visual)))[: min(chosen, visual)]) for _ in range(2)]
+    return torch.tensor(kinds), torch.tensor(picks)
+
+
+@given(sequences())
+def test_what_stays_is_all_text_and_the_chosen_in_order(given):
+    kinds, picks = given
+    samples, length = kinds.shape
+    left = torch.arange(length).expand(samples, -1) * 3  # of a prompt that lost some before
+    visual, text = (torch.stack([row.nonzero().flatten() for row in mask]) for mask in (kinds, ~kinds))
+    number = torch.arange(visual.shape[1]).expand(samples, -1) * 2
+    stay, left_now, number_now, visual_now, text_now = selecting.narrowed(left, number, visual, text, picks)
+    for row in range(samples):
+        chosen = visual[row, picks[row]].tolist()
+        wanted = sorted(chosen + text[row].tolist())
+        assert stay[row].tolist() == wanted
+        assert left_now[row].tolist() == [3 * at for at in wanted]
+        assert number_now[row].tolist() == [2 * at for at in picks[row].tolist()]
+        assert visual_now[row].tolist() == [wanted.index(at) for at in chosen]
+        assert text_now[row].tolist() == [wanted.index(at) for at in text[row].tolist()]
