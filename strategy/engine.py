@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from strategy.base import View
 from strategy.call import Call
 from strategy.config import VTRConfig
 from strategy.fast import Fast
+from strategy.fusing import fused_between
 from strategy.meter import Meter
 from strategy.prefill import Group, Prefill, Pruned, checked
 from strategy.prior import EnoughError, question_free
@@ -139,6 +141,9 @@ class Engine:
         parts = (self.model, self.decoder, self.backbone, self.plan, mode, unfit)
         fast = Fast(*parts, self.call, self.meter, self._prune, self._close)
         for module in self.backbone.vision(self.model):
+            stacks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
+            for block in chain.from_iterable(stacks):
+                self._replace(block, "forward", partial(fused_between, block.forward))
             self._replace(module, "forward", partial(fast.see, module, module.forward))
         self._replace(self.decoder, "forward", partial(fast.run, self.decoder.forward))
         for name, answer in self.backbone.greedy(self.model, fast.answer).items():

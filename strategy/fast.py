@@ -126,9 +126,7 @@ class Fast:
                 except torch.cuda.OutOfMemoryError:
                     self.broken = TOO_SMALL
                 except TorchDynamoException as error:
-                    reason = str(error).strip().splitlines()[0]
-                    warnings.warn(f"layers are not fused, since they cannot be compiled ({reason})", stacklevel=2)
-                    self.fuse = False
+                    self._unfuse(error)
                 finally:
                     self.call.answer = None
                 self.meter.record.restore(before)
@@ -168,6 +166,11 @@ class Fast:
         if why and why not in self.told:
             self.told.add(why)
             warnings.warn(f"engine={self.mode}: answering with the eager engine, since {why}", stacklevel=2)
+
+    def _unfuse(self, error: Exception) -> None:
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"layers are not fused, since they cannot be compiled ({reason})", stacklevel=2)
+        self.fuse = False
 
     def _make_ready(self) -> None:
         """Lay the weights out; anew, and without the graphs that read them, after a change of theirs."""
@@ -233,7 +236,7 @@ class Fast:
         key, program = ("decode", len(slots.token), slots.length), partial(self._decode, slots)
         for step in range(most + BEHIND):
             if step < most:
-                with self._fusing("decoding"):
+                with self._fusing("decoding", self.fuse):
                     self.graphs.run(key, program, size=slots.nbytes)
                 flags[step : step + 1].copy_(slots.all_finished, non_blocking=True)
                 if on_gpu:
@@ -257,6 +260,11 @@ class Fast:
             try:
                 if self.call.answer is None:
                     self._make_ready()
+                return self._see(module, stock, device, *args, **call)
+            except TorchDynamoException as error:
+                if self.call.answer is not None:
+                    raise
+                self._unfuse(error)
                 return self._see(module, stock, device, *args, **call)
             except torch.cuda.OutOfMemoryError:
                 if self.call.answer is not None:
@@ -284,7 +292,8 @@ class Fast:
                 return stock(*its_args, **its_call)
 
         key = ("vision", id(module), str(others), *((pixels.shape, pixels.dtype) for pixels in given))
-        with _plain():
+        counted = self.call.vision is not None and self.call.vision[1] is not None  # operation by operation
+        with _plain(), self._fusing("seeing", self.fuse and not counted):
             return self.graphs.run(key, program, given, rehearse=True)
 
     def lay_out(self, layout: Layout | None, call: dict[str, Any], tokens: Tensor) -> Layout | None:
@@ -343,7 +352,7 @@ class Fast:
         key = ("prefill", room, group.grids, *((tensor.shape, tensor.dtype) for tensor in given))
         costs = self.meter.record.multiply_adds
         before = costs["scoring"]
-        with self._fusing("prefilling"):
+        with self._fusing("prefilling", self.fuse):
             hidden, state.finite, numbers = self.graphs.run(
                 key, partial(self._prefill, state, slots), given, rehearse=True
             )
@@ -456,17 +465,17 @@ class Fast:
         slots.put(logits.float().argmax(-1))
 
     @contextmanager
-    def _fusing(self, what: str) -> Iterator[None]:
-        """Fuse what is run, and tell of the first time of a kind, in which it is compiled."""
-        wanted = self.fuse and self.graphs.device.type == "cuda"
+    def _fusing(self, what: str, wanted: bool) -> Iterator[None]:
+        """Fuse what is run, if wanted and on a GPU, and tell of the first time of a kind, in which it is compiled."""
+        wanted = wanted and self.graphs.device.type == "cuda"
         first, since = wanted and what not in self.told, time.perf_counter()
         if first:
             self.told.add(what)
-            print(f"fusing the decoder's layers for {what} ...", file=sys.stderr, flush=True)
+            print(f"fusing the model's layers for {what} ...", file=sys.stderr, flush=True)
         with fusing(wanted):
             yield
         if first:
-            print(f"fused the decoder's layers for {what}: {time.perf_counter() - since:.1f} s", file=sys.stderr)
+            print(f"fused the model's layers for {what}: {time.perf_counter() - since:.1f} s", file=sys.stderr)
 
 
 def _moved(start: int | Sequence[int], by: int) -> int | tuple[int, ...]:

@@ -41,6 +41,14 @@ def fusable(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def fused_between(function: Callable[..., Any], *args: Any, **call: Any) -> Any:
+    """Call a function inside of which not all can be fused, and fuse what lies between, inside of `fusing`."""
+    if torch.compiler.is_compiling() or not _fusing.get():
+        return function(*args, **call)
+    with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
+        return torch.compile(function)(*args, **call)
+
+
 def is_fusing() -> bool:
     """Whether what is `fusable` is being fused."""
     return _fusing.get()
