@@ -82,6 +82,7 @@ def row(name: str, case: Case, batch: int, repeats: int, new: int, **knobs: Any)
         # What comes for the third time is replayed by the fast path.
         for _ in range(1 if fast_of(model) is None else 3):
             answers = generate(new)
+            generate(1)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         firsts, prefills = [], []

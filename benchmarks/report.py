@@ -32,9 +32,10 @@ def tables(found: dict[str, Any]) -> str:
         ]
         for row in found["rows"]
     ]
-    rows.append(["free method, no scoring", 1, "", "", _text(found["free"], ".2f"), *[""] * 6])
-    for name, value in found["floor"].items():
-        rows.append([f"arithmetic floor, {name}", 1, "", "", _text(value, ".2f"), *[""] * 6])
+    for way, told in found["ways"].items():
+        if told["free"] is not None:
+            rows.append([f"{way}, free method", 1, "", "", _text(told["free"], ".2f"), *[""] * 6])
+        rows.append([f"{way}, arithmetic floor", 1, "", "", _text(told["floor"], ".2f"), *[""] * 6])
     headers = ["", "batch", "visual tokens", "prefill ms", "its graph ms", "vision graph ms", "first token ms"]
     headers += ["ms a token", "tokens/s", "cache MB", "peak GB"]
     measured = MarkdownTableWriter(headers=headers, value_matrix=rows, margin=1).dumps()
@@ -50,14 +51,14 @@ def picture(found: dict[str, Any], file: Path) -> None:
     """Draw the prefill's time against the visual tokens of the mean layer, with the floor, into a PNG."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    curve = sorted(found["curve"], key=lambda point: point["tokens"])
-    tokens = [point["tokens"] for point in curve]
+    curve = sorted(found["ways"].values(), key=lambda told: told["visual_tokens"])
+    tokens = [told["visual_tokens"] for told in curve]
     for key, label, style in (
         ("eager", "eager", "o--"),
         ("graph", "graph, fused", "o-"),
         ("floor", "arithmetic floor", ":"),
     ):
-        axes.plot(tokens, [point[key] for point in curve], style, label=label)
+        axes.plot(tokens, [told[key] for told in curve], style, label=label)
     axes.set(xlabel="visual tokens in the mean layer", ylabel="prefill, ms", ylim=(0, None))
     axes.set_title(f"{found['about']['backbone']}, {found['about']['device']}")
     axes.legend()

@@ -28,12 +28,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--backbone", required=True, choices=BACKBONES)
-    parser.add_argument("--budget", type=float, default=192, help="keep_tokens, or up to 1 retain_ratio")
+    parser.add_argument("--budget", default="192", help="keep_tokens, or up to 1 retain_ratio; several, such as 192,64")
     parser.add_argument("--strategy", default="clse", choices=strategy.available())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu: a small size")
     parser.add_argument("--dtype", choices=DTYPES, help="float16 on a GPU, else float32")
-    parser.add_argument("--batches", default="1", help="batch sizes, such as 1,2,4,8,16,32,64")
-    parser.add_argument("--curve", default="", help="further budgets for the plot, such as 64,128,256,384")
+    parser.add_argument("--batches", default="1", help="batch sizes, such as 1,2,4,8,16,32,64, for the first budget")
     parser.add_argument("--new", type=int, default=64, help="tokens decoded an answer")
     parser.add_argument("--repeats", type=int, default=15, help="times that a median is taken of")
     parser.add_argument("--output", default="results/speed", help="folder for the JSON and the plot")
@@ -85,50 +84,52 @@ def measured(options: argparse.Namespace, command: str, kept: Kept) -> dict[str,
     dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if small else torch.float16
     case = build(options.backbone, options.device, dtype, small=small)
     repeats, layers = options.repeats, case.model.get_decoder().layers
-    ways = {"unpruned": {"enabled": False}, "pruned": {"strategy": options.strategy, **knob(options.budget)}}
-    jobs = [(name, engine, 1) for name in ways for engine in ENGINES]
-    jobs += [(name, "graph", batch) for batch in numbers(options.batches, int) if batch > 1 for name in ways]
-    curve = [(budget, engine) for budget in numbers(options.curve, float) for engine in ENGINES]
+    budgets = numbers(options.budget, float)
+    ways: dict[str, dict[str, Any]] = {"unpruned": {"enabled": False}}
+    ways |= {f"pruned {budget:g}": {"strategy": options.strategy, **knob(budget)} for budget in budgets}
+    jobs = [(way, engine, 1) for way in ways for engine in ENGINES]
+    jobs += [(way, "graph", batch) for batch in numbers(options.batches, int) if batch > 1 for way in [*ways][:2]]
     rows: dict[tuple[str, str, int], Row] = dict(kept.rows)
-    points: dict[float, dict[str, Any]] = {}
-    with tqdm(total=len(jobs) + len(curve) + 2, desc="Measuring", unit="way") as bar:
+    with tqdm(total=len(jobs) + 1 + len(budgets), desc="Measuring", unit="way") as bar:
         top = ceilings.measure(device, dtype)
         bar.update()
-        for name, engine, batch in jobs:
-            bar.set_postfix_str(f"{name} {engine}, batch {batch}")
+        for way, engine, batch in jobs:
+            bar.set_postfix_str(f"{way} {engine}, batch {batch}")
             times = max(3, repeats // batch)
             try:
-                if (name, engine, batch) in rows:
+                if (way, engine, batch) in rows:
                     continue
-                rows[name, engine, batch] = row(
-                    f"{name} {engine}", case, batch, times, options.new, engine=engine, **ways[name]
+                rows[way, engine, batch] = row(
+                    f"{way} {engine}", case, batch, times, options.new, engine=engine, **ways[way]
                 )
                 kept.write(rows)
             except torch.cuda.OutOfMemoryError:
-                print(f"{name} {engine}: batch {batch} does not fit into memory", file=sys.stderr)
+                print(f"{way} {engine}: batch {batch} does not fit into memory", file=sys.stderr)
                 torch.cuda.empty_cache()
             finally:
                 bar.update()
-        for budget, engine in curve:
-            bar.set_postfix_str(f"budget {budget:g} {engine}")
-            given = {"strategy": options.strategy, **knob(budget)}
-            point = row("", case, 1, max(3, repeats // 3), 2, engine=engine, **given)
-            points.setdefault(budget, {"lengths": point.lengths})[engine] = _prefill(point)
+        alone = {}
+        for way in [*ways][1:]:
+            alone[way] = free(case, rows[way, "graph", 1].lengths, 1, repeats)
             bar.update()
-        graphed = {name: rows[name, "graph", 1] for name in ways}
-        alone = free(case, graphed["pruned"].lengths, 1, repeats)
-        bar.update()
-    for number, (name, each) in enumerate(graphed.items()):
-        eager = rows[name, "eager", 1]
-        points[-number] = {"lengths": each.lengths, "eager": _prefill(eager), "graph": _prefill(each)}
-    for point in points.values():
-        point["floor"] = ceilings.floor(layers, point["lengths"], 1, top)
-        point["tokens"] = sum(point["lengths"]) / len(layers) - (case.tokens - case.visual)
     weight = layers[0].self_attn.k_proj.weight
+    told = {}
+    for way, budget in zip(ways, (None, *budgets), strict=True):
+        eager, graph = (rows[way, engine, 1] for engine in ENGINES)
+        told[way] = {
+            "budget": budget,
+            "eager": _prefill(eager),
+            "graph": _prefill(graph),
+            "free": alone.get(way),
+            "floor": ceilings.floor(layers, graph.lengths, 1, top),
+            "operations": _operations(layers, graph.lengths),
+            "visual_tokens": sum(graph.lengths) / len(layers) - (case.tokens - case.visual),
+            "kept_bytes": 2 * len(layers) * graph.lengths[-1] * weight.shape[0] * weight.element_size(),
+            "first_difference": first_difference(case, graph.tokens[0], eager.tokens[0], **ways[way]),
+        }
     return {
         "about": {
             "backbone": options.backbone,
-            "budget": options.budget,
             "strategy": options.strategy,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, a small size",
             "dtype": str(dtype).removeprefix("torch."),
@@ -139,18 +140,10 @@ def measured(options: argparse.Namespace, command: str, kept: Kept) -> dict[str,
             "commit": commit(),
             "command": command,
             "ceilings": {"TFLOP/s": top.operations / 1e12, "GB/s": top.bytes / 1e9},
+            "decode_floor": ceilings.decode_floor(case.model, top),
         },
         "rows": [each._asdict() for each in rows.values()],
-        "free": alone,
-        "floor": {name: ceilings.floor(layers, each.lengths, 1, top) for name, each in graphed.items()},
-        "decode_floor": ceilings.decode_floor(case.model, top),
-        "operations": {name: _operations(layers, each.lengths) for name, each in graphed.items()},
-        "kept_bytes": 2 * len(layers) * graphed["pruned"].lengths[-1] * weight.shape[0] * weight.element_size(),
-        "curve": list(points.values()),
-        "first_difference": {
-            name: first_difference(case, *(rows[name, way, 1].tokens[0] for way in ("graph", "eager")), **ways[name])
-            for name in ways
-        },
+        "ways": told,
     }
 
 
@@ -158,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print the tables, and write the JSON and the plot."""
     options = parse(arguments)
     command = "python -m benchmarks.speed " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    folder, stem = Path(options.output), f"{options.backbone}_{options.strategy}_{options.budget:g}"
+    folder, stem = Path(options.output), f"{options.backbone}_{options.strategy}_{options.budget.replace(',', '_')}"
     kept = Kept(folder / f"{stem}.part", command)
     found = measured(options, command, kept)
     about = found["about"]
@@ -169,7 +162,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(tables(found))
     versions = f"torch {about['torch']}, transformers {about['transformers']}, commit {about['commit']}"
     print(f"{about['device']}, {about['dtype']}, {versions}")
-    print(f"where the answers of the engines part: {found['first_difference']}")
+    for way, told in found["ways"].items():
+        print(f"{way}: where the answers of the engines part: {told['first_difference']}")
     print(f"written: {folder / stem}.json and .png")
 
 

@@ -19,31 +19,28 @@ WIDE = 32  # prompts of a batch that must gain what its operations promise
 def targets(found: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
     """What is asked, the limit, the figure and whether it is kept, for those that a run has figures for."""
     rows = {(row["name"], row["batch"]): row for row in found["rows"]}
-    base, pruned = rows["unpruned graph", 1], rows["pruned graph", 1]
-    if math.isnan(base["graph"] + pruned["graph"]):  # a CPU has no graphs
-        return
-    about = found["about"]
-    limit = PREFILL.get((about["backbone"], about["budget"]))
-
-    def most(what: str, figure: float, limit: float) -> tuple[str, float, float, bool]:
-        return what, limit, figure, figure <= limit
-
-    if limit is not None:
-        yield most("prefill over unpruned, on the device, at most", pruned["graph"] / base["graph"], limit)
-    yield most("prefill over that of a free method, at most", pruned["graph"] / found["free"], FREE)
-    yield most("prefill over the arithmetic floor, at most", pruned["graph"] / found["floor"]["pruned"], FLOOR)
-    yield most(
-        "scoring, selecting, gathering: share of the prefill, at most", 1 - found["free"] / pruned["graph"], SCORING
-    )
-    yield most("ms a decoded token, at most", pruned["decode"], DECODE)
-    yield most("bytes of the cache over those of the kept tokens, at most", pruned["held"] / found["kept_bytes"], 1.0)
-    wide = rows.get(("unpruned graph", WIDE)), rows.get(("pruned graph", WIDE))
-    if all(wide):
-        gain = wide[0]["prefill"] / wide[1]["prefill"]
-        ratio = found["operations"]["unpruned"] / found["operations"]["pruned"]
-        yield (
-            f"gain at batch {WIDE} over that of operations, at least",
-            SHARE_OF_RATIO,
-            gain / ratio,
-            bool(gain / ratio >= SHARE_OF_RATIO),
-        )
+    unpruned, base = found["ways"]["unpruned"], rows["unpruned graph", 1]
+    for way, told in found["ways"].items():
+        pruned = rows[f"{way} graph", 1]
+        if told["free"] is None or math.isnan(base["graph"] + pruned["graph"]):  # a CPU has no graphs
+            continue
+        gain = [rows.get((f"{each} graph", WIDE), {}).get("prefill") for each in ("unpruned", way)]
+        ratio = unpruned["operations"] / told["operations"]
+        most = {
+            "prefill over unpruned, on the device": (
+                pruned["graph"] / base["graph"],
+                PREFILL.get((found["about"]["backbone"], told["budget"])),
+            ),
+            "prefill over that of a free method": (pruned["graph"] / told["free"], FREE),
+            "prefill over the arithmetic floor": (pruned["graph"] / told["floor"], FLOOR),
+            "scoring, selecting, gathering: share of the prefill": (1 - told["free"] / pruned["graph"], SCORING),
+            "ms a decoded token": (pruned["decode"], DECODE),
+            "bytes of the cache over those of the kept tokens": (pruned["held"] / told["kept_bytes"], 1.0),
+        }
+        for what, (figure, limit) in most.items():
+            if limit is not None:
+                yield f"{way}: {what}, at most", limit, figure, figure <= limit
+        if None not in gain:
+            figure = gain[0] / gain[1] / ratio
+            what = f"{way}: gain at batch {WIDE} over that of operations, at least"
+            yield what, SHARE_OF_RATIO, figure, figure >= SHARE_OF_RATIO

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-SHARE = 0.1  # of the device's memory that graphs may hold
+SHARE = 0.25  # of the device's memory that graphs may hold
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Beside:
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.busy = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -43,19 +44,22 @@ class Beside:
             yield
             return
         self.stream.wait_stream(torch.cuda.current_stream())
+        self.busy = True
         with torch.cuda.stream(self.stream):
             yield
 
     def wait(self) -> None:
         """Let what follows wait for all that was put there; until then its inputs must be kept."""
-        if self.stream is not None:
+        # A capture must not wait for a stream that it has put nothing on.
+        if self.stream is not None and self.busy:
             torch.cuda.current_stream().wait_stream(self.stream)
+            self.busy = False
 
 
 class Graphs:
     """Runs programs; captures one when it comes for the second time, and replays it from then on.
 
-    limit: how many bytes the graphs may hold together; the least recently used go first. A tenth of the device's
+    limit: how many bytes the graphs may hold together; the least recently used go first. A quarter of the device's
     memory if not given. On a CPU every program just runs.
     """
 
@@ -109,6 +113,9 @@ class Graphs:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             warnings.warn(f"{key}: runs without a CUDA graph, since it cannot be captured ({reason})", stacklevel=2)
+            # Else torch's random numbers would be refused, as in a capture that goes on.
+            random = torch.cuda.default_generators[torch.cuda.current_device()]
+            random.graphsafe_set_state(random.clone_state())
             self.never.add(key)
             return False
         size += torch.cuda.memory_reserved(self.device) - before + sum(tensor.nbytes for tensor in static)

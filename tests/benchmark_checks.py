@@ -127,28 +127,31 @@ def test_another_backbone_is_refused():
 def test_a_run_prints_tables_writes_its_files_and_goes_on_from_what_it_kept(
     backbone_name, tmp_path, capsys, monkeypatch
 ):
-    budget = "0.334" if backbone_name.startswith("qwen") else "64"
-    asked = ["--backbone", backbone_name, "--budget", budget, "--device", "cpu", "--batches", "1,2", "--curve", budget]
+    budgets = "0.334,0.112" if backbone_name.startswith("qwen") else "64,32"
+    asked = ["--backbone", backbone_name, "--budget", budgets, "--device", "cpu", "--batches", "1,2"]
     asked += ["--repeats", "1", "--new", "3", "--output", str(tmp_path)]
     with monkeypatch.context() as context:
         context.setattr(speed, "free", interrupted)
         with pytest.raises(KeyboardInterrupt):
             speed.main(asked)
     [part] = tmp_path.iterdir()
-    assert len(json.loads(part.read_text())["rows"]) == 6
+    assert len(json.loads(part.read_text())["rows"]) == 8
     calls = []
     monkeypatch.setattr(speed, "row", lambda *args, **call: calls.append(args) or measure.row(*args, **call))
     speed.main(asked)
-    assert len(calls) == 2  # those of the curve
-    assert "pruned graph" in capsys.readouterr().out
+    assert not calls
+    assert "| pruned" in capsys.readouterr().out
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".png"]
     [file] = tmp_path.glob("*.json")
     found = json.loads(file.read_text())
-    assert [row["batch"] for row in found["rows"]] == [1] * 4 + [2] * 2
-    assert found["first_difference"] == {"unpruned": None, "pruned": None}
-    pruned = found["rows"][3]
-    assert pruned["held"] == found["kept_bytes"]
-    assert 0 < found["floor"]["pruned"] <= found["floor"]["unpruned"]
+    assert [row["batch"] for row in found["rows"]] == [1] * 6 + [2] * 2
+    unpruned, *pruned = found["ways"].values()
+    assert len(pruned) == 2
+    for graph, told in zip(found["rows"][3:6:2], pruned, strict=True):
+        assert graph["held"] == told["kept_bytes"]
+        assert told["first_difference"] is None
+        assert 0 < told["floor"] <= unpruned["floor"]
+        assert told["free"] > 0
 
 
 def interrupted(*_):

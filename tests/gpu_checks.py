@@ -13,6 +13,7 @@ from engine_checks import LAYOUTS, STAGES, TOLERANCE, Batch, Family, first_layer
 
 import strategy
 from strategy import VTRConfig
+from strategy.graphs import Graphs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CONFIG = VTRConfig(keep_tokens=[20, 12, 5], **STAGES)
@@ -119,6 +120,20 @@ def test_nothing_waits_for_the_gpu_between_the_first_layer_and_the_last(family, 
         for handle in handles:
             handle.remove()
     assert len(run.stages) == 3
+
+
+def test_what_waits_for_the_device_runs_without_a_graph_and_leaves_random_numbers_alone():
+    graphs, given = Graphs(torch.device("cuda")), torch.ones(3, device="cuda")
+    assert torch.equal(graphs.run("waits", lambda x: x * x.sum().item(), [given]), 3 * given)
+    with pytest.warns(UserWarning, match="waits: runs without a CUDA graph"):
+        assert torch.equal(graphs.run("waits", lambda x: x * x.sum().item(), [given]), 3 * given)
+    torch.manual_seed(1)
+    drawn = torch.randn(5, device="cuda")
+    torch.manual_seed(1)
+    assert torch.equal(torch.randn(5, device="cuda"), drawn)
+    assert torch.equal(graphs.run("does not", torch.neg, [given]), -given)
+    assert torch.equal(graphs.run("does not", torch.neg, [given]), -given)
+    assert "does not" in graphs.kept
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

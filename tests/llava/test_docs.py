@@ -98,7 +98,7 @@ def test_documented_comparisons_are_understood(words, monkeypatch):
 @pytest.mark.parametrize("words", commands("speed"), ids=lambda words: words[2])
 def test_documented_measurements_are_understood(words):
     given = speed.parse(["--backbone", words[2], *words[words.index("speed") + 1 :]])
-    assert speed.knob(given.budget)
+    assert all(speed.knob(budget) for budget in speed.numbers(given.budget, float))
 
 
 def test_the_tables_of_knobs_and_strategies_are_complete():
