@@ -7,7 +7,9 @@ import copy
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ import strategy
 from strategy import VTRConfig, fast
 from strategy.backbone import find_backbone
 from strategy.engine import ATTRIBUTE
+from strategy.fusing import compiled, fusing
 from strategy.graphs import Graphs
 
 
@@ -104,6 +107,30 @@ def test_answers_and_records_are_those_of_the_stock_loop(asked, ran, device, nam
     same_record(run, told, kind)
     assert bool(ran["prefill"]) == (kind in ("one", "several"))
     assert ran["decode"]
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is fused on a GPU is traced as it is there, and its operations run one by one."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(fast.Fast, "_fusing", lambda self, what, wanted: fusing(wanted))
+    compiled.cache_clear()
+    yield
+    compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def test_what_is_fused_can_be_traced_whole_and_answers_the_same(asked, traced, device):
+    if device == "cuda":
+        pytest.skip("there it is fused in the other tests")
+    for given in ({"enabled": False}, *({"strategy": name} for name in strategy.available())):
+        for kind in ("one", "several"):
+            stock, told = answered(asked, kind, engine="eager", **given)
+            # What scores is counted the first time and fused the second.
+            tokens, run = answered(asked, kind, 2, **given)
+            assert torch.equal(tokens, stock), given
+            for ours, theirs in zip(run.stages, told.stages, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
 
 
 def test_left_to_itself_a_cpu_answers_with_the_stock_loop_and_a_gpu_fast(asked, ran, device):
