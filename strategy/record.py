@@ -3,14 +3,18 @@
 import copy
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, fields
+from functools import reduce
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
 
 from strategy.base import Plan
 from strategy.counts import Clock
+from strategy.ranks import gather
 
 PARTS = ("vision", "prefill", "scoring", "head")
+ALIKE = ("strategy", "depth", "plan", "stages")  # no sums
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,16 @@ class RunRecord:
         """Forget what was counted since `sums` were taken."""
         vars(self).update(sums)
 
+    def over_ranks(self) -> "RunRecord":
+        """The sums of all processes of a run, each of which must ask for it; `stages` are this process's own."""
+        sums = {name: value for name, value in self.sums().items() if name not in ALIKE}
+        total = reduce(_added, gather(sums | {"seconds": self.clock.seconds()}))
+        merged = copy.copy(self)
+        merged.clock = Clock()
+        merged.clock.sums.update(total.pop("seconds"))
+        merged.restore(total | {"multiply_adds": Counter(total["multiply_adds"])})
+        return merged
+
     def means(self) -> dict[str, Any]:
         """The sums a sample, ready for JSON.
 
@@ -130,3 +144,11 @@ class RunRecord:
             f"{costs['decode']:.3g} for a decoded token\n"
             + f"seconds: {', '.join(f'{part} {value:.4f}' for part, value in seconds.items())}"
         )
+
+
+def _added(one: Any, other: Any) -> Any:
+    if isinstance(one, dict):
+        return {name: _added(one.get(name, 0), other.get(name, 0)) for name in one | other}
+    if isinstance(one, list):  # empty where there was no prompt
+        return [a + b for a, b in zip_longest(one, other, fillvalue=0)]
+    return one + other

@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from strategy import ranks
+
 # What a chat form is given in place of messages whose pictures cannot be read.
 NOTHING = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
 
@@ -35,6 +37,7 @@ class Documents:
         if not 0 <= number < len(self.split):
             raise IndexError(f"document {number} of {len(self.split)}")
         self.ask(number)
+        ranks.beat()
         try:
             document = self.split[number]
             check_pictures(document)

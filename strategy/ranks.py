@@ -1,0 +1,127 @@
+"""The processes of one run: what a launcher of torch (accelerate launch, torchrun) started, and how they meet.
+
+They exchange through the launcher's store: collectives would wait for a lost process, and not name it.
+"""
+
+import functools
+import itertools
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch.distributed.rendezvous import rendezvous
+
+WAIT = "VTR_RANK_WAIT"  # the environment variable
+SECONDS = 1800.0
+PAUSE = 0.1  # seconds between two looks
+MEETINGS = itertools.count()
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def count() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def take_device() -> str:
+    """Where this process computes: the GPU that is its own, made its current one, or the CPU if there is none."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return f"cuda:{torch.cuda.current_device()}"
+
+
+def longest_wait() -> float:
+    """Seconds that a process may do nothing while others wait for it; ValueError if WAIT is no such number."""
+    given = os.environ.get(WAIT, str(SECONDS))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{WAIT}={given!r}: allowed is a number of seconds above 0, as in {WAIT}=600")
+    return seconds
+
+
+@functools.cache
+def _store() -> Any:
+    store, *_ = next(iter(rendezvous("env://")))
+    return store
+
+
+def beat() -> None:
+    """Show the others that this process gets on; they wait for it as long as it does."""
+    if count() == 1:
+        return
+    try:
+        _store().add(f"beats of {rank()}", 1)
+    except RuntimeError:
+        # Nobody is left who would stop it if another one failed.
+        _end(f"rank {rank()}: what started it is gone, so it stops")
+
+
+def gather(mine: Any) -> list[Any]:
+    """What every process brings to its n-th call of this, in order of rank; several exchange it as JSON.
+
+    If others are missing and none of them gets on for `longest_wait`, this process ends, and one says who is missing.
+    """
+    if count() == 1:
+        return [mine]
+    store, meeting = _store(), next(MEETINGS)
+    store.set(f"meeting {meeting} of {rank()}", json.dumps(mine))
+    _wait(lambda: [other for other in range(count()) if not store.check([f"meeting {meeting} of {other}"])])
+    return [json.loads(store.get(f"meeting {meeting} of {other}")) for other in range(count())]
+
+
+def answer_own(requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]], nothing: Any) -> list[Any]:
+    """Answer lmms-eval's requests, and then wait for the other processes as `gather` does, if they are at it too.
+
+    The requests by which lmms-eval evens out the ranks get `nothing`: it throws these answers away, and they would
+    count twice in the run record. Among several processes an error is the end of this one, and so of all.
+    """
+    filling = [bool((request.metadata or {}).get("__padding_only__")) for request in requests]
+    own = [request for request, fills in zip(requests, filling, strict=True) if not fills]
+    if count() == 1:
+        return answer(own)
+    store = _store()
+    store.add(f"turns of {rank()}", 1)
+    try:
+        answers = iter(answer(own) if own else [])
+    except Exception as error:
+        # lmms-eval would go on without these answers, and the others would wait for them.
+        traceback.print_exc()
+        _end(f"rank {rank()}: {str(error) or type(error).__name__}, so all ranks stop")
+    store.add(f"turns of {rank()}", 1)
+    # lmms-eval itself waits for a day, and names nobody. With its cache some may have nothing to answer.
+    _wait(lambda: [other for other in range(count()) if store.add(f"turns of {other}", 0) % 2])
+    return [nothing if fills else next(answers) for fills in filling]
+
+
+def _wait(missing: Callable[[], list[int]]) -> None:
+    store, patience, last, since = _store(), longest_wait(), None, 0.0
+    while ranks := missing():
+        now = ranks, [store.add(f"beats of {other}", 0) for other in ranks]
+        if now != last:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > patience:
+            if store.add("told", 1) > 1:
+                time.sleep(10 * PAUSE)  # the one that tells should not be stopped before it has
+                _end("")
+            names = ", ".join(f"rank {other}" for other in ranks)
+            _end(f"{names}: nothing done for {patience:g} seconds, so all ranks stop; {WAIT} says how many are allowed")
+        time.sleep(PAUSE)
+
+
+def _end(told: str) -> NoReturn:
+    print(told, end="\n" if told else "", file=sys.stderr, flush=True)
+    # Whatever a process does on its way out may wait for the one that is missing.
+    os._exit(1)
