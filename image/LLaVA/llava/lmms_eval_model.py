@@ -21,6 +21,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.mm_utils import pad_left, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from strategy import ranks
 from strategy.config import check_names, field_names
 from strategy.unreadable import Unreadable, answer_readable
 
@@ -60,29 +61,42 @@ class LlavaVTR(lmms):
             self.batch_size = int(options["batch_size"])
             self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
                 options["pretrained"],
-                device=options["device"],
+                device=options["device"] or ranks.take_device(),
                 dtype=DTYPES[options["dtype"]],
                 attn_implementation=options["attn_implementation"],
             )
             self.record = strategy.attach(self.model, config)
+            self.device = self.model.device
+            ranks.longest_wait()
         except ValueError as error:
             # lmms-eval would bury this under its own traceback.
             raise SystemExit(f"llava_vtr: {error}") from None
+        self.seconds = 0.0
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
         return self._answer(requests, self._generate_all, "")
 
     def _answer(self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]], nothing: Any) -> Any:
+        def readable(own: list[Instance]) -> list[Any]:
+            return answer_readable(self, own, answer, nothing, lambda told: logger.error(f"llava_vtr: {told}"))
+
         start = time.perf_counter()
         try:
-            answers = answer_readable(self, requests, answer, nothing, lambda told: logger.error(f"llava_vtr: {told}"))
+            answers = ranks.answer_own(requests, readable, nothing)
         except ValueError as error:
             raise SystemExit(f"llava_vtr: {error}") from None
-        logger.info(f"llava_vtr {self.record.summary()}")
-        seconds, tokens = time.perf_counter() - start, self.record.decoded + self.record.prompts
-        log_metrics(seconds, tokens, tokens / seconds, self.record.numbers())
+        self.seconds += time.perf_counter() - start
         return answers
+
+    def clean(self) -> None:
+        """Log what the answers of all processes cost, and let go of the model; lmms-eval calls it once, after them."""
+        record, seconds = self.record.over_ranks(), max(ranks.gather(self.seconds))
+        if self.rank == 0:
+            logger.info(f"llava_vtr {record.summary()}")
+        tokens = record.decoded + record.prompts
+        log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.numbers())
+        super().clean()
 
     def _generate_all(self, requests: list[Instance]) -> list[str]:
         # Requests with the same generation arguments share a batch, long prompts first.

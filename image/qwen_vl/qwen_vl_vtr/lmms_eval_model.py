@@ -3,20 +3,23 @@
 import inspect
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from lmms_eval.api.instance import Instance
-from lmms_eval.models.model_utils.gen_metrics import get_logged_metrics_history, log_metrics
+from lmms_eval.models.model_utils.gen_metrics import log_metrics, reset_logged_metrics
 from loguru import logger
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
 import strategy
+from strategy import ranks
 from strategy.config import check_names, field_names
 from strategy.unreadable import answer_readable
 
@@ -41,11 +44,13 @@ class PrunedQwen:
                 name for name, p in inspect.signature(super().__init__).parameters.items() if p.kind != p.VAR_KEYWORD
             ]
             check_names(arguments, (*stock, *field_names()))
-            arguments.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+            arguments.setdefault("device", ranks.take_device())
             arguments.setdefault("device_map", arguments["device"])
             if "pretrained" in arguments:
                 check_checkpoint(arguments["pretrained"])
-            super().__init__(**arguments)
+            ranks.longest_wait()
+            with alone():
+                super().__init__(**arguments)
             # Answers follow the prompt, so what fills it up comes before; the wrappers leave that to the checkpoint.
             self.tokenizer.padding_side = self.processor.tokenizer.padding_side = "left"
             if self.model.device.type == "cpu":
@@ -60,6 +65,7 @@ class PrunedQwen:
         except (SafetensorError, UnpicklingError, RuntimeError, *MISFITS) as error:
             reason, named = " ".join(str(error).split()), arguments.get("pretrained", "the default checkpoint")
             raise SystemExit(f"{self.model_id}: {named}: broken weights or configuration ({reason})") from None
+        self.seconds = 0.0
 
     def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Pictures as the grids of their tokens cover them: whole."""
@@ -67,11 +73,15 @@ class PrunedQwen:
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
         """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
+        start = time.perf_counter()
+        answers = ranks.answer_own(requests, self._by_task, "")
+        self.seconds += time.perf_counter() - start
+        return answers
 
+    def _by_task(self, requests: list[Instance]) -> list[Any]:
         def tell(told: str) -> None:
             logger.error(f"{self.model_id}: {told}")
 
-        start = time.perf_counter()
         # The wrappers take a whole batch for the first question's task.
         places: dict[tuple[str, str], list[int]] = {}
         for number, request in enumerate(requests):
@@ -81,15 +91,32 @@ class PrunedQwen:
             mine = answer_readable(self, [requests[n] for n in numbers], super().generate_until, "", tell)
             for number, said in zip(numbers, mine, strict=True):
                 answers[number] = said
-        logger.info(f"{self.model_id} {self.record.summary()}")
-        # Some of the wrappers count seconds and tokens themselves.
-        seconds, tokens = (
-            (0.0, 0)
-            if get_logged_metrics_history()
-            else (time.perf_counter() - start, self.record.decoded + self.record.prompts)
-        )
-        log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), self.record.numbers())
         return answers
+
+    def clean(self) -> None:
+        """Log what the answers of all processes cost, and let go of the model; lmms-eval calls it once, after them."""
+        record, seconds = self.record.over_ranks(), max(ranks.gather(self.seconds))
+        if self.rank == 0:
+            logger.info(f"{self.model_id} {record.summary()}")
+        tokens = record.decoded + record.prompts
+        # Some of the wrappers log what this process alone did.
+        reset_logged_metrics()
+        log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.numbers())
+        super().clean()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let the wrappers take this process for the only one.
+
+    Among several they want GPUs, whose place `device` tells already, and that is all that they would do.
+    """
+    state = PartialState()
+    count, state.num_processes = state.num_processes, 1
+    try:
+        yield
+    finally:
+        state.num_processes = count
 
 
 def check_checkpoint(pretrained: str) -> None:
