@@ -1,5 +1,6 @@
 """The file of answers: written line by line, taken up again after a kill, never mixed between runs."""
 
+import glob
 import json
 import os
 from dataclasses import asdict
@@ -73,10 +74,26 @@ class AnswerFile:
         entry = {"id": sample.id, "question": sample.question, "answer": sample.answer, "pred": pred}
         if sample.type is not None:
             entry["type"] = sample.type
-        self.stream.write(json.dumps(entry) + "\n")
+        self._write([entry])
+
+    def _write(self, entries: list[dict[str, Any]]) -> None:
+        self.stream.writelines(json.dumps(entry) + "\n" for entry in entries)
         self.stream.flush()
         os.fsync(self.stream.fileno())
-        self.done[sample.key] = entry
+        self.done |= {str(entry["id"]): entry for entry in entries}
+
+    def take_in(self) -> None:
+        """Move here the answers of ranks, which lie beside it, from this run or one that was stopped.
+
+        Raises ValueError if one of them is still at work, or worked with other settings.
+        """
+        for found in sorted(self.file.parent.glob(f"{glob.escape(self.file.stem)}.rank*.settings.json")):
+            part = AnswerFile(found.parent, found.name.removesuffix(".settings.json"), self.settings)
+            self._write([entry for key, entry in part.done.items() if key not in self.done])
+            part.close()
+            # The settings go last: without them nobody would look for what else is left.
+            for file in (part.file, Path(part.lock.lock_file), part.settings_file):
+                file.unlink(missing_ok=True)
 
     def finish(self, samples: list[Sample], left_out: list[LeftOut]) -> None:
         """Bring the file into the order of the samples, list what was left out, and mark the run complete."""
@@ -90,6 +107,11 @@ class AnswerFile:
         """Let go of the file."""
         self.stream.close()
         self.lock.release()
+
+
+def rank_name(name: str, rank: int) -> str:
+    """The name of a rank's files; the first rank's are those of the run."""
+    return f"{name}.rank{rank}" if rank else name
 
 
 def chunk_name(name: str, count: int, number: int) -> str:

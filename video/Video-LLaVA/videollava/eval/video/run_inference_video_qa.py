@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from tqdm import tqdm
 import strategy
 from llava.mm_utils import pad_left
 from llava.model.builder import find_folder
+from strategy import ranks
 from strategy.config import field_names
 from videollava.constants import IMAGE_TOKEN_INDEX
 from videollava.conversation import conv_templates
-from videollava.eval.video.answers import AnswerFile, chunk_name, merge
+from videollava.eval.video.answers import AnswerFile, chunk_name, merge, rank_name
 from videollava.eval.video.matching import matches
 from videollava.eval.video.questions import LeftOut, Sample, chunk, find_video, read_samples
 from videollava.mm_utils import load_video, prepare_prompt, prepare_video, tokenizer_image_token
@@ -144,14 +145,15 @@ class Answerer:
 
 
 def answer_all(
-    answerer: Answerer, samples: list[Sample], answers: AnswerFile, batch_size: int, strict: bool
+    answerer: Answerer, waiting: list[Sample], answers: AnswerFile, batch_size: int, strict: bool
 ) -> list[LeftOut]:
-    """Answer what is not yet answered, in order; returns what could not be."""
+    """Answer questions, in order, into a file that may hold others; returns what could not be answered."""
     left_out = []
-    right = sum(matches(entry["pred"], entry["answer"]) for entry in answers.done.values())
-    waiting = [sample for sample in samples if sample.key not in answers.done]
-    with tqdm(total=len(samples), initial=len(samples) - len(waiting), desc="Answering", unit="question") as bar:
+    right, done = sum(matches(entry["pred"], entry["answer"]) for entry in answers.done.values()), len(answers.done)
+    place = {"total": done + len(waiting), "initial": done, "disable": ranks.rank() > 0}
+    with tqdm(**place, desc="Answering", unit="question") as bar:
         for start in range(0, len(waiting), batch_size):
+            ranks.beat()
             batch = waiting[start : start + batch_size]
             for sample, said in zip(batch, answerer.answer(batch), strict=True):
                 if isinstance(said, str):
@@ -166,11 +168,26 @@ def answer_all(
     return left_out
 
 
+def open_answers(folder: Path, name: str, settings: dict[str, Any]) -> tuple[AnswerFile, set[str]]:
+    """The file this process writes, and the keys of what is answered already, in the files of all processes.
+
+    However many there were before, the first one takes in what they left while the others wait.
+    """
+    if ranks.rank():
+        [done, *_] = ranks.gather(None)
+        return AnswerFile(folder, rank_name(name, ranks.rank()), settings), set(done)
+    answers = AnswerFile(folder, name, settings)
+    answers.take_in()
+    [done, *_] = ranks.gather(list(answers.done))
+    return answers, set(done)
+
+
 def main() -> int:
     """Answer, and return the exit status: 0, or INCOMPLETE if something was left out."""
     options = parse()
     folder = Path(options.output_dir)
     try:
+        ranks.longest_wait()
         knobs = {name: getattr(options, f"vtr_{name}") for name in field_names()}
         config = strategy.VTRConfig(**{name: value for name, value in knobs.items() if value is not None})
         samples, left_out = read_samples(options.gt_file_question, options.gt_file_answers)
@@ -178,17 +195,28 @@ def main() -> int:
             raise ValueError(f"{left_out[0].reason} (--strict)")
         if options.batch_size < 1:
             raise ValueError(f"--batch_size {options.batch_size}: allowed is a whole number from 1 up")
-        mine = chunk(samples[: options.num_samples], options.num_chunks, options.chunk_idx)
+        chunked = chunk(samples[: options.num_samples], options.num_chunks, options.chunk_idx)
         name = chunk_name(options.output_name, options.num_chunks, options.chunk_idx)
-        answers = AnswerFile(folder, name, run_settings(options, config))
+        answers, done = open_answers(folder, name, run_settings(options, config))
         try:
+            mine = [sample for sample in chunked if sample.key not in done][ranks.rank() :: ranks.count()]
+            options.device = options.device or ranks.take_device()
             names = ("model_path", "model_base", "device", "cache_dir", "model_max_length", "video_dir")
             answerer = Answerer(**{name: getattr(options, name) for name in names})
             with strategy.prune(answerer.model, config) as record:
-                # What the files themselves leave out is told once, by the first chunk.
-                listed = left_out if options.chunk_idx == 0 else []
-                listed = listed + answer_all(answerer, mine, answers, options.batch_size, options.strict)
-                answers.finish(mine, listed)
+                failed = answer_all(answerer, mine, answers, options.batch_size, options.strict)
+            if ranks.rank():
+                answers.close()
+            failed = [LeftOut(*item) for part in ranks.gather([astuple(item) for item in failed]) for item in part]
+            record = record.over_ranks()
+            if ranks.rank():
+                return 0
+            answers.take_in()
+            order = {sample.key: number for number, sample in enumerate(chunked)}
+            # What the files themselves leave out is told once, by the first chunk.
+            listed = left_out if options.chunk_idx == 0 else []
+            listed = listed + sorted(failed, key=lambda item: order[str(item.id)])
+            answers.finish(chunked, listed)
         finally:
             answers.close()
     except ValueError as error:
