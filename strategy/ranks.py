@@ -88,10 +88,10 @@ def answer_own(requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]]
     The requests by which lmms-eval evens out the ranks get `nothing`: it throws these answers away, and they would
     count twice in the run record. Among several processes an error is the end of this one, and so of all.
     """
+    if count() == 1:
+        return answer(list(requests))
     filling = [bool((request.metadata or {}).get("__padding_only__")) for request in requests]
     own = [request for request, fills in zip(requests, filling, strict=True) if not fills]
-    if count() == 1:
-        return answer(own)
     store = _store()
     store.add(f"turns of {rank()}", 1)
     try:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videollava.eval.video.answers import AnswerFile, chunk_name, merge
+from videollava.eval.video.answers import AnswerFile, chunk_name, merge, rank_name
 from videollava.eval.video.questions import LeftOut, Sample, chunk
 
 SAMPLES = [Sample(f"q{number}", "v", f"question {number}?", "yes", number % 2 or None) for number in range(7)]
@@ -89,3 +89,43 @@ def test_chunks_join_into_the_file_of_one_run(tmp_path, whole, count):
 def test_an_answer_that_came_late_stands_in_its_place(tmp_path, whole):
     run(tmp_path, samples=SAMPLES[:2] + SAMPLES[3:])
     assert run(tmp_path).read_bytes() == whole
+
+
+@given(data=st.data())
+def test_whatever_any_number_of_ranks_left_ends_with_the_same_file(tmp_path_factory, whole, data):
+    folder = tmp_path_factory.mktemp("ranks")
+    for stopped in data.draw(st.lists(st.integers(1, 4), max_size=3)):
+        answers = AnswerFile(folder, "pred", SETTINGS)
+        answers.take_in()
+        waiting = [sample for sample in SAMPLES if sample.key not in answers.done]
+        for rank in range(stopped):
+            mine = waiting[rank::stopped]
+            mine = mine[: data.draw(st.integers(0, len(mine)))]
+            part = AnswerFile(folder, rank_name("pred", rank), SETTINGS) if rank else answers
+            for sample in mine:
+                part.add(sample, f"pred of {sample.id}\nin two lines")
+            part.close()
+            written = part.file.read_bytes()
+            part.file.write_bytes(written[: data.draw(st.integers(max(0, len(written) - 20), len(written)))])
+    answers = AnswerFile(folder, "pred", SETTINGS)
+    answers.take_in()
+    answers.close()
+    assert run(folder).read_bytes() == whole
+    assert not list(folder.glob("*.rank*"))
+
+
+def test_answers_of_a_rank_still_at_work_or_of_other_settings_are_not_taken(tmp_path):
+    part = AnswerFile(tmp_path, rank_name("pred", 1), SETTINGS)
+    part.add(SAMPLES[0], "yes")
+    answers = AnswerFile(tmp_path, "pred", SETTINGS)
+    with pytest.raises(ValueError, match=r"pred\.rank1\.json: another run is writing it"):
+        answers.take_in()
+    part.close()
+    answers.close()
+    for file in tmp_path.glob("pred.settings.json"):
+        file.unlink()
+    (tmp_path / "pred.json").unlink()
+    answers = AnswerFile(tmp_path, "pred", SETTINGS | {"keep_tokens": (64,)})
+    with pytest.raises(ValueError, match=r"pred\.rank1\.json was begun with other settings"):
+        answers.take_in()
+    answers.close()

@@ -1,0 +1,63 @@
+"""What several processes owe: each lmms-eval model answers as one process does, and all count as one.
+
+The tests of a backbone import everything from here and give a fixture `wrapper`, a `lmms_checks.Wrapper`.
+"""
+
+import json
+
+import pytest
+from launching import launched, run
+from lmms_checks import ROOT, TASKS
+from lmms_eval.evaluator import simple_evaluate
+from lmms_eval.tasks import TaskManager
+
+LIMIT = 5  # which neither two nor three processes share evenly
+KNOBS = "strategy=clse,keep_tokens=64"
+FAULTY = ROOT / "tests/faulty.py"
+
+
+def counted(throughput):
+    """What does not depend on how fast it went."""
+    return {
+        name: value for name, value in throughput.items() if not any(w in name for w in ("seconds", "time", "speed"))
+    }
+
+
+def by_number(samples):
+    return {sample["doc_id"]: "".join(sample["filtered_resps"]) for sample in samples}
+
+
+@pytest.fixture(scope="module")
+def single(wrapper):
+    """The answers of one process by question, and what it counted."""
+    manager = TaskManager(include_path=str(TASKS), model_name=wrapper.name)
+    results = simple_evaluate(
+        model=wrapper.load(KNOBS),
+        tasks=[wrapper.task],
+        task_manager=manager,
+        limit=LIMIT,
+        log_samples=True,
+        batch_size=1,
+    )
+    return by_number(results["samples"][wrapper.task]), counted(results["throughput"])
+
+
+def evaluation(wrapper, output):
+    words = ["--model", wrapper.name, "--model_args", f"pretrained={wrapper.checkpoint},{KNOBS}"]
+    words += ["--tasks", wrapper.task, "--include_path", TASKS, "--limit", LIMIT, "--batch_size", 1]
+    return [*words, "--output_path", output, "--log_samples"]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_answer_and_count_as_one(wrapper, single, tmp_path, count):
+    done = run(launched(count, "-m", "lmms_eval", *evaluation(wrapper, tmp_path)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    [samples] = tmp_path.rglob("*_samples_*.jsonl")
+    [results] = tmp_path.rglob("*_results.json")
+    answers, record = single
+    assert by_number(map(json.loads, samples.read_text().splitlines())) == answers
+    assert len(answers) == LIMIT
+    assert counted(json.loads(results.read_text())["throughput"]) == record
+    told = done.stdout + done.stderr
+    assert told.count(f"{wrapper.name} clse: prune layers [1, 4, 8]") == 1
+    assert f"{LIMIT} samples (means over samples)" in told

@@ -1,0 +1,19 @@
+"""The lmms-eval model llava_vtr in several processes, and one that hangs."""
+
+import pytest
+from data_parallel_checks import *  # noqa: F403
+from data_parallel_checks import FAULTY, evaluation
+from launching import launched, run
+from lmms_checks import CHECKPOINTS, Wrapper
+
+
+@pytest.fixture(scope="session")
+def wrapper() -> Wrapper:
+    return Wrapper("llava_vtr", CHECKPOINTS / "shapes-llava", "shapes")
+
+
+def test_a_process_that_hangs_is_named_and_all_stop(wrapper, tmp_path):
+    done = run(launched(2, FAULTY, "hang", 1, 1, "lmms_eval", *evaluation(wrapper, tmp_path)), wait=5)
+    assert done.returncode == 1
+    assert done.stderr.count("rank 1: nothing done for 5 seconds, so all ranks stop") == 1
+    assert not list(tmp_path.rglob("*_results.json"))

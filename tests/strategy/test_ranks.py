@@ -1,0 +1,170 @@
+"""Processes that meet, that wait for one that is slow, and that stop for one that is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategy import record as records
+from strategy.ranks import WAIT, gather, longest_wait
+from strategy.record import RunRecord, Stage
+
+DEPTH = 4
+
+
+def launch(tmp_path, count, body):
+    """Start so many processes of a script that has `ranks` and its own number, `me`."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, sys, time\nfrom strategy import ranks\nme = ranks.rank()\n" + textwrap.dedent(body)
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(count),
+        str(script),
+    ]
+    given = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, env=os.environ | given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def told(process):
+    """The exit status, and the lines of the script's own."""
+    out, errors = process.communicate(timeout=120)
+    return process.returncode, [line for line in (out + errors).splitlines() if line.startswith(("said", "rank "))]
+
+
+def test_alone_nothing_is_exchanged():
+    marker = object()
+    assert gather(marker)[0] is marker
+
+
+def test_what_processes_bring_comes_in_their_order(tmp_path):
+    body = """
+    for turn in range(3):
+        time.sleep(0.3 * (me == turn))
+        brought = ranks.gather({"rank": me, "turn": turn})
+        print("said", brought == [{"rank": each, "turn": turn} for each in range(3)], flush=True)
+    """
+    assert told(launch(tmp_path, 3, body)) == (0, ["said True"] * 9)
+
+
+def test_a_slow_process_is_waited_for_as_long_as_it_gets_on(tmp_path):
+    body = """
+    ranks.gather(None)
+    os.environ[ranks.WAIT] = "3"
+    for _ in range(20 * me):
+        time.sleep(0.25)
+        ranks.beat()
+    print("said", ranks.gather(me), flush=True)
+    """
+    assert told(launch(tmp_path, 2, body)) == (0, ["said [0, 1]"] * 2)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_message_names_the_process_that_hangs(tmp_path, lost):
+    body = f"""
+    ranks.gather(None)
+    os.environ[ranks.WAIT] = "4"
+    time.sleep(3600 * (me == {lost}))
+    ranks.gather(me)
+    """
+    start = time.monotonic()
+    status, lines = told(launch(tmp_path, 3, body))
+    assert (status, lines) == (
+        1,
+        [f"rank {lost}: nothing done for 4 seconds, so all ranks stop; {WAIT} says how many are allowed"],
+    )
+    assert time.monotonic() - start < 60
+
+
+def test_an_error_among_lmms_evals_requests_stops_all_and_is_told(tmp_path):
+    body = """
+    def answer(requests):
+        if me == 1:
+            raise MemoryError("no room for 7 tokens")
+        return requests
+    class Request: metadata = {}
+    ranks.answer_own([Request()], answer, "")
+    time.sleep(3600)
+    """
+    status, lines = told(launch(tmp_path, 2, body))
+    assert (status, lines) == (1, ["rank 1: no room for 7 tokens, so all ranks stop"])
+
+
+def test_processes_stop_when_what_started_them_is_gone(tmp_path):
+    body = """
+    ranks.beat()
+    print("at work", flush=True)
+    while True:
+        time.sleep(0.2)
+        ranks.beat()
+    """
+    process = launch(tmp_path, 2, body)
+    for _ in range(2):
+        assert process.stdout.readline() == "at work\n"
+    process.send_signal(signal.SIGKILL)
+    _, lines = told(process)  # which ends when the last of them has let go of the pipe
+    assert sorted(lines) == [f"rank {number}: what started it is gone, so it stops" for number in range(2)]
+
+
+@given(
+    text=st.text(st.characters(codec="utf-8", exclude_characters="\0")) | st.floats().map(str) | st.integers().map(str)
+)
+def test_the_wait_is_a_number_of_seconds_or_an_error_that_says_so(text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(WAIT, text)
+        try:
+            seconds = longest_wait()
+        except ValueError as error:
+            said = str(error)
+        else:
+            assert 0 < seconds < float("inf")
+            return
+    assert said.startswith(f"{WAIT}={text!r}: allowed is a number of seconds above 0")
+
+
+prompts = st.lists(
+    st.tuples(st.lists(st.integers(1, 600), max_size=3), st.integers(0, 9), st.floats(0, 9, allow_subnormal=False)),
+    max_size=9,
+)
+
+
+def counted(calls):
+    """A record of calls: visual tokens of each sample, tokens decoded, seconds."""
+    record = RunRecord("clse", DEPTH, None)
+    for visual, decoded, seconds in calls:
+        if visual:
+            stages = [Stage(layer, sum(visual), sum(visual) // (2 * layer), ()) for layer in (1, 3)]
+            record.add_stages(len(visual), visual, stages)
+        record.add_cache(len(visual), 7, 1024)
+        record.decoded += decoded
+        record.multiply_adds["decode" if decoded else "vision"] += 10**15 + decoded
+        record.clock.sums["vision"] += seconds
+    return record
+
+
+@given(calls=prompts, data=st.data())
+def test_the_records_of_all_processes_add_up_to_that_of_one(calls, data):
+    count = data.draw(st.integers(1, 4))
+    parts = [counted(calls[number::count]) for number in range(count)]
+    brought = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "gather", lambda mine: brought.append(json.dumps(mine)) or [mine])
+        for part in parts:
+            part.over_ranks()
+        patch.setattr(records, "gather", lambda mine: [json.loads(each) for each in brought])
+        merged = parts[0].over_ranks().means()
+    alone = counted(calls).means()
+    assert merged.pop("seconds") == pytest.approx(alone.pop("seconds"))
+    assert merged == alone
