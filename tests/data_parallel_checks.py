@@ -6,6 +6,8 @@ The tests of a backbone import everything from here and give a fixture `wrapper`
 import json
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
+from documents import launches
 from launching import launched, run
 from lmms_checks import ROOT, TASKS
 from lmms_eval.evaluator import simple_evaluate
@@ -61,3 +63,10 @@ def test_processes_answer_and_count_as_one(wrapper, single, tmp_path, count):
     told = done.stdout + done.stderr
     assert told.count(f"{wrapper.name} clse: prune layers [1, 4, 8]") == 1
     assert f"{LIMIT} samples (means over samples)" in told
+
+
+def test_the_documented_launch_is_understood(wrapper):
+    [words] = [words for words in launches("lmms_eval") if wrapper.name in words]
+    options = launch_command_parser().parse_args(words)
+    assert (options.module, options.training_script, options.num_processes) == (True, "lmms_eval", 8)
+    assert options.training_script_args[:2] == ["--model", wrapper.name]

@@ -15,6 +15,7 @@ DOCUMENTS = [
     ROOT / "docs/INPUTS.md",
     ROOT / "docs/ADDING_A_STRATEGY.md",
     ROOT / "docs/BENCHMARKS.md",
+    ROOT / "docs/SCALING.md",
 ]
 
 
@@ -50,5 +51,12 @@ def evaluations(model: str) -> list[list[str]]:
 def commands(name: str) -> list[list[str]]:
     """Each documented command that nox is given for a backbone's session, such as compare."""
     found = [words for _, words in COMMANDS if words[0] == "nox" and name in words]
+    assert found
+    return found
+
+
+def launches(script: str) -> list[list[str]]:
+    """The arguments that `accelerate launch` is given in each documented command for a script or module."""
+    found = [words[words.index("launch") + 1 :] for _, words in COMMANDS if "launch" in words and script in words]
     assert found
     return found
