@@ -84,7 +84,7 @@ def test_whatever_dies_the_rest_is_answered_by_another_number_of_processes(tmp_p
 
 
 def test_a_process_that_hangs_is_named_and_meanwhile_a_second_run_is_refused(tmp_path, whole):
-    words, environment = script(tmp_path, 2, fault=("hang", 1, 1)), ENVIRONMENT | {"VTR_RANK_WAIT": "20"}
+    words, environment = script(tmp_path, 2, fault=("hang", 1, 1)), ENVIRONMENT | {"VTR_RANK_WAIT": "15"}
     hanging = subprocess.Popen(words, cwd=FOLDER, env=environment, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "pred.json").exists():
         assert hanging.poll() is None
@@ -94,7 +94,7 @@ def test_a_process_that_hangs_is_named_and_meanwhile_a_second_run_is_refused(tmp
     assert refused.stderr.count("pred.json: another run is writing it; wait for it, or give another name") == 1
     errors = hanging.communicate(timeout=120)[1]
     assert hanging.returncode == 1
-    assert errors.count("rank 1: nothing done for 20 seconds, so all ranks stop") == 1
+    assert errors.count("rank 1: nothing done for 15 seconds, so all ranks stop") == 1
     assert len(answered(tmp_path)) == COUNT // 2 + 1
     finishes(tmp_path, 1, whole, COUNT // 2 + 1)
 

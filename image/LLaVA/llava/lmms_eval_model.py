@@ -92,10 +92,10 @@ class LlavaVTR(lmms):
     def clean(self) -> None:
         """Log what the answers of all processes cost, and let go of the model; lmms-eval calls it once, after them."""
         record, seconds = self.record.over_ranks(), max(ranks.gather(self.seconds))
+        tokens = record.decoded + record.prompts
         if self.rank == 0:
             logger.info(f"llava_vtr {record.summary()}")
-        tokens = record.decoded + record.prompts
-        log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.numbers())
+            log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.numbers())
         super().clean()
 
     def _generate_all(self, requests: list[Instance]) -> list[str]:

@@ -96,12 +96,12 @@ class PrunedQwen:
     def clean(self) -> None:
         """Log what the answers of all processes cost, and let go of the model; lmms-eval calls it once, after them."""
         record, seconds = self.record.over_ranks(), max(ranks.gather(self.seconds))
+        tokens = record.decoded + record.prompts
         if self.rank == 0:
             logger.info(f"{self.model_id} {record.summary()}")
-        tokens = record.decoded + record.prompts
-        # Some of the wrappers log what this process alone did.
-        reset_logged_metrics()
-        log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.numbers())
+            # Some of the wrappers log what this process alone did.
+            reset_logged_metrics()
+            log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.numbers())
         super().clean()
 
 
