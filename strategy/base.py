@@ -159,7 +159,8 @@ class View:
 
     features_at(rows), reference_at(rows): [G, R, C], the tokens at sequence indices [G, R] as the layer before
     the prune left them, and as they entered the plan's reference layer. attention(rows): the float32 attention
-    [G, heads, R, N] that these tokens pay the visual ones, after the softmax over everything they may see.
+    [G, heads, R, N] that these tokens pay the visual ones, after the softmax over everything they may see, with all
+    heads, also where they are split over processes.
     All three are computed when called for, for these rows only. prior: [G, heads, N], the attention that the last
     token of the prompt without its question pays them before the first stage, for a strategy that is
     `question_free`; else None.

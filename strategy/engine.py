@@ -26,6 +26,7 @@ from strategy.config import VTRConfig
 from strategy.fast import Fast
 from strategy.fusing import fused_between
 from strategy.meter import Meter
+from strategy.parallel import heads_of_all
 from strategy.prefill import Group, Prefill, Pruned, checked
 from strategy.prior import EnoughError, question_free
 from strategy.record import RunRecord, Stage
@@ -397,7 +398,7 @@ class Engine:
             if rows_at is None:
                 raise ValueError(f"{self.record.strategy} asks for attention, which nothing pays before layer 0")
             weights = rows_at(rows, lambda x: state.of(group, x.to(hidden.device)))
-            return paid_to(weights, visual)
+            return heads_of_all(paid_to(weights, visual), self.backbone.group(self.decoder))
 
         def reference_at(rows: Tensor) -> Tensor:
             if state.reference is None:
@@ -410,6 +411,7 @@ class Engine:
             places = group.left.gather(1, group.visual)
             prior = state.of(group, state.prior)
             prior = prior.gather(2, places[:, None].expand(-1, prior.shape[1], -1))
+            prior = heads_of_all(prior, self.backbone.group(self.decoder))
         return View(
             stage=stage,
             samples=tuple(group.samples),

@@ -60,7 +60,7 @@ def _unfit(layer: Any) -> str | None:
     parts += [getattr(getattr(layer, "self_attn", None), "o_proj", None)]
     parts += [getattr(getattr(layer, "mlp", None), "down_proj", None)]
     if any(type(part) is not nn.Linear for part in parts):
-        return f"a {type(layer).__name__} with other than plain linear projections (experts, adapters, quantised ones)"
+        return f"a {type(layer).__name__} without plain linear projections (experts, adapters, quantised, split)"
     if any(part.bias is not None for part in parts[3:]):
         return f"a {type(layer).__name__} with biases behind its attention"
     silu = torch.linspace(-2, 2, 5, device=layer.mlp.down_proj.weight.device)

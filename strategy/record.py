@@ -41,7 +41,8 @@ class RunRecord:
     what the KV cache held after the prefill, measured on its tensors. multiply_adds: by part, see `means`.
     decoded: tokens given to the decoder on a filled cache, those of a further turn too; the first token of an
     answer is not among them. clock: seconds by part, `prefill` with its scoring; the first call of each shape is
-    counted as it runs, which slows its vision and scoring.
+    counted as it runs, which slows its vision and scoring. Where heads are split over processes, each one's record
+    counts what that process did and held: its share of the decoder, all of the vision tower and the output head.
     """
 
     strategy: str

@@ -13,8 +13,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples/shapes"
 QUESTIONS = ("What is it?", "Is there a red circle in the picture or not?", "How many?")
 
 
-@pytest.fixture(scope="module")
-def asked(device, checkpoint_name):
+def small(checkpoint_name, device):
     folder = EXAMPLES / "checkpoints" / checkpoint_name
     processor = AutoProcessor.from_pretrained(folder)
     processor.tokenizer.padding_side = "left"
@@ -37,3 +36,8 @@ def asked(device, checkpoint_name):
         "text": prompts(QUESTIONS[:1], [None]),
     }
     return Asked(model, kinds, {"retain_ratio": 0.223})
+
+
+@pytest.fixture(scope="module")
+def asked(device, checkpoint_name):
+    return small(checkpoint_name, device)

@@ -15,8 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples/shapes"
 QUESTIONS = ("<image>\nWhat is it?", "<image>\nIs there a red circle in the picture or not?", "<image>\nHow many?")
 
 
-@pytest.fixture(scope="module")
-def asked(device):
+def small(device):
     tokenizer, model, processor, _ = load_pretrained_model(
         str(EXAMPLES / "checkpoints/shapes-llava"), device=device, dtype=torch.float32
     )
@@ -36,3 +35,8 @@ def asked(device):
         "text": prompts(("What is red?",), None),
     }
     return Asked(model, kinds, {"keep_tokens": 64})
+
+
+@pytest.fixture(scope="module")
+def asked(device):
+    return small(device)

@@ -1,0 +1,191 @@
+"""What tensor parallelism owes every backbone: the tokens kept and the answers of one process.
+
+A backbone's tests import everything from here and give a fixture `parted`, the `Parted` of a number of processes, which
+are started once and go through all that is asked of them.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from fast_checks import Asked, answer, config
+from torch import Tensor, multiprocessing
+from torch import distributed as dist
+
+import strategy
+from strategy import engine, parallel
+
+PATIENCE = 300  # seconds that the processes may take
+NAMES = ["unpruned", *strategy.available()]
+KINDS = ("one", "mixed")
+Build = Callable[[str], Asked]
+
+
+@dataclass
+class Request:
+    """What pooling needs of lmms-eval's requests."""
+
+    task_name: str
+    arguments: tuple[Any, ...]
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return self.arguments
+
+
+@dataclass
+class Ran:
+    """What a process answered and kept, by strategy and kind of prompt, and the means of its record."""
+
+    answers: dict[tuple[str, str], Tensor]
+    kept: dict[tuple[str, str], list[tuple[Tensor, ...]]]
+    means: dict[str, dict[str, Any]]
+
+
+@dataclass
+class Parted:
+    """What several processes did, each with a share of a model, and what one did with all of it."""
+
+    ranks: list[dict[str, Any]]
+    whole: Ran
+    decoder: Any
+
+
+def run(asked: Asked, names: list[str]) -> Ran:
+    ran = Ran({}, {}, {})
+    for name in names:
+        given = {"enabled": False} if name == "unpruned" else {"strategy": name}
+        for kind in KINDS:
+            with strategy.prune(asked.model, config(asked, engine="eager", **given)) as record:
+                ran.answers[name, kind] = answer(asked, kind, new=6)
+            ran.kept[name, kind] = [stage.kept for stage in record.stages]
+        ran.means[name] = record.means()
+    return ran
+
+
+def finer_than_its_weights(model: Any) -> Any:
+    """A copy whose weights, but not its buffers, are in half precision."""
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return other
+
+
+def mine() -> None:
+    """A function in a request: each process has its own."""
+
+
+def pools(rank: int, ranks: int, group: Any) -> dict[str, Any]:
+    requests = [Request("task", (f"question {number}", mine, number)) for number in range(rank, 5, ranks)]
+    pool, own = parallel.pooled(requests, group)
+    with pytest.raises(ValueError, match="task 'task' has fewer questions than"):
+        parallel.pooled(requests if rank else [], group)
+    return {"pool": pool, "own": pool[own] == requests}
+
+
+def work(rank: int, ranks: int, build: Build, folder: Path) -> None:
+    """What one of several processes does."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    asked = build("cpu")
+    half = finer_than_its_weights(asked.model)
+    before = {name: buffer.clone() for name, buffer in half.named_buffers()}
+    parallel.split(half, half.get_decoder(), ranks)
+    group = parallel.split(asked.model, asked.model.get_decoder(), ranks)
+    found = {"ran": run(asked, NAMES)} | pools(rank, ranks, group)
+    found["buffers"] = all(torch.equal(buffer, before[name]) for name, buffer in half.named_buffers())
+    found["heads"] = parallel.heads_of_all(torch.arange(4).view(2, 2, 1) + 4 * rank, group)
+    with patch.object(engine, "heads_of_all", lambda own, group: own):
+        found["alone"] = run(asked, ["clse"])
+    with pytest.raises(ValueError, match=r"engine=graph: .* split\)"):
+        strategy.attach(asked.model, config(asked))
+    torch.save(found, folder / f"{rank}.pt")
+    parallel.leave()
+
+
+def part(build: Build, ranks: int, folder: Path) -> Parted:
+    """Let so many processes share a model, and one have all of it."""
+    context = multiprocessing.start_processes(work, (ranks, build, folder), ranks, join=False, start_method="spawn")
+    try:
+        asked = build("cpu")
+        whole, late = run(asked, NAMES), time.monotonic() + PATIENCE
+        while not context.join(timeout=1):
+            assert time.monotonic() < late, f"{ranks} processes took more than {PATIENCE} seconds"
+    finally:
+        for process in context.processes:
+            process.kill()
+    found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+    return Parted(found, whole, asked.model.get_decoder())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_all_ranks_keep_and_answer_what_one_process_does(parted, name, kind):
+    whole = parted.whole
+    assert bool(whole.kept[name, kind]) == (name != "unpruned")
+    for rank in parted.ranks:
+        ran = rank["ran"]
+        assert torch.equal(ran.answers[name, kind], whole.answers[name, kind])
+        for its, kept in zip(ran.kept[name, kind], whole.kept[name, kind], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(its, kept, strict=True))
+
+
+def test_by_their_own_heads_alone_ranks_would_keep_different_tokens(parted):
+    def kept(rank: dict[str, Any]) -> list[Tensor]:
+        return [tokens for stage in rank["alone"].kept["clse", "mixed"] for tokens in stage]
+
+    first, *others = map(kept, parted.ranks)
+    for other in others:
+        assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_record_counts_a_ranks_own_share(parted):
+    for name in NAMES:
+        own, whole = [rank["ran"].means[name] for rank in parted.ranks], parted.whole.means[name]
+        for part in ("prefill", "decode"):
+            costs = [each["multiply_adds"][part] for each in own]
+            assert max(costs) < whole["multiply_adds"][part]
+        assert sum(each["multiply_adds"]["prefill"] for each in own) == whole["multiply_adds"]["prefill"]
+        assert sum(each["cache_bytes"] for each in own) == whole["cache_bytes"]
+        for each in own:
+            assert each["multiply_adds"]["vision"] == whole["multiply_adds"]["vision"]
+            assert each["multiply_adds"]["head"] == whole["multiply_adds"]["head"]
+            assert (each["kept_tokens"], each["cache_length"]) == (whole["kept_tokens"], whole["cache_length"])
+
+
+def test_heads_come_in_the_order_of_ranks(parted):
+    count = len(parted.ranks)
+    expected = torch.cat([torch.arange(4).view(2, 2, 1) + 4 * rank for rank in range(count)], dim=1)
+    assert all(torch.equal(rank["heads"], expected) for rank in parted.ranks)
+
+
+def test_each_rank_answers_the_requests_to_all(parted):
+    count = len(parted.ranks)
+    order = [number for rank in range(count) for number in range(rank, 5, count)]
+    for rank in parted.ranks:
+        assert rank["own"]
+        assert rank["pool"] == [Request("task", (f"question {number}", mine, number)) for number in order]
+
+
+def test_splitting_leaves_rotary_tables_as_fine_as_they_are(parted):
+    assert all(rank["buffers"] for rank in parted.ranks)
+
+
+def test_what_cannot_be_split_is_told_what_could_be(parted, monkeypatch):
+    text = parted.decoder.config
+    heads, keys = text.num_attention_heads, text.num_key_value_heads
+    monkeypatch.setenv("WORLD_SIZE", "10")
+    with pytest.raises(ValueError, match="tensor_parallel='two': allowed is a whole number from 1 up"):
+        parallel.read_ranks("two")
+    with pytest.raises(ValueError, match="tensor_parallel=3: want 3 processes started together"):
+        parallel.read_ranks("3")
+    assert parallel.read_ranks("5") == 5
+    words = f"tensor_parallel=5: {heads} attention heads and {keys} key heads .* 1, 2.* and of these 1, 2 fit the 10"
+    with pytest.raises(ValueError, match=words):
+        parallel.split(parted.decoder, parted.decoder, 5)
