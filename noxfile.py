@@ -151,7 +151,7 @@ def lock(session: nox.Session) -> None:
         own = [part for name in own_packages(folder) for part in ("--no-emit-package", name)]
         with session.chdir(folder):
             session.run(
-                *("uv", "pip", "compile", "pyproject.toml", *groups, "--python-version", PYTHON, "--universal"),
-                *("--upgrade", "--no-header", "--no-annotate", *own, "-o", LOCK, "--quiet"),
+                *("uv", "pip", "compile", "pyproject.toml", *groups, "--all-extras", "--python-version", PYTHON),
+                *("--universal", "--upgrade", "--no-header", "--no-annotate", *own, "-o", LOCK, "--quiet"),
                 external=True,
             )
