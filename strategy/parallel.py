@@ -4,7 +4,6 @@ DeepSpeed splits the layers and adds up what they give; here is what its ranks m
 """
 
 import atexit
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -21,64 +20,52 @@ SUMMED = ("self_attn.o_proj", "mlp.down_proj")
 OWN = ...  # stands for what of a request does not travel
 
 
-def world_size() -> int:
-    """How many processes were started together."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def read_ranks(given: Any) -> int:
-    """The number of ranks that `tensor_parallel` asks for; ValueError for what is none, or does not fit the world."""
+    """The number of processes that `tensor_parallel` asks for; ValueError for what is none, or does not fit the world."""
     if not str(given).isdecimal() or int(given) < 1:
         raise ValueError(f"tensor_parallel={given!r}: allowed is a whole number from 1 up")
-    ranks = int(given)
-    if world_size() % ranks:
+    shares = int(given)
+    if ranks.count() % shares:
         launchers = (
-            f"python -m torch.distributed.run --nproc_per_node {ranks} -m lmms_eval",
-            f"deepspeed --num_gpus {ranks} --no_local_rank --module lmms_eval",
+            f"python -m torch.distributed.run --nproc_per_node {shares} -m lmms_eval",
+            f"deepspeed --num_gpus {shares} --no_local_rank --module lmms_eval",
         )
         raise ValueError(
-            f"tensor_parallel={ranks}: want {ranks} processes started together or a multiple of it, not {world_size()}:"
+            f"tensor_parallel={shares}: want {shares} processes started together or a multiple of it, not {ranks.count()}:"
             f" `{'` or `'.join(launchers)}`"
         )
-    return ranks
+    return shares
 
 
-def own_device() -> torch.device:
-    """Where a process puts its share of a model: the GPU of its number on this host, or the CPU."""
-    gpus = torch.cuda.is_available()
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpus else torch.device("cpu")
-
-
-def split(model: nn.Module, decoder: Any, ranks: int) -> ProcessGroup | None:
-    """Leave of each layer of a model's decoder one rank's share, move the model to `own_device`, and return the group.
+def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
+    """Leave of each layer of a model's decoder one rank's share, move the model to its GPU, if there is one, and return the group.
 
     decoder: inside of the model or the model itself, whose weights lie on the CPU. Called by all processes that were
-    started, with the same model; each `ranks` of them, in order, become a group, and hold the model once. With one
+    started, with the same model; each `shares` of them, in order, become a group, and hold the model once. With one
     rank nothing is done, and the group is None. Raises ValueError where the heads or the processes cannot be split so,
     or without deepspeed.
     """
-    if ranks == 1:
+    if shares == 1:
         return None
     heads, keys = decoder.config.num_attention_heads, decoder.config.num_key_value_heads
-    if heads % ranks or keys % ranks:
+    if heads % shares or keys % shares:
         fit = [n for n in range(1, keys + 1) if not (heads % n or keys % n)]
-        here = [str(n) for n in fit if world_size() % n == 0]
+        here = [str(n) for n in fit if ranks.count() % n == 0]
         raise ValueError(
-            f"tensor_parallel={ranks}: {heads} attention heads and {keys} key heads can be split over "
-            f"{', '.join(map(str, fit))} processes, and of these {', '.join(here)} fit the {world_size()} started"
+            f"tensor_parallel={shares}: {heads} attention heads and {keys} key heads can be split over "
+            f"{', '.join(map(str, fit))} processes, and of these {', '.join(here)} fit the {ranks.count()} started"
         )
     try:
         import deepspeed  # noqa: PLC0415  an extra, and it takes seconds
     except ImportError:
-        raise ValueError(f"tensor_parallel={ranks} needs deepspeed: install the extra `scale`") from None
-    if own_device().type == "cuda":
-        torch.cuda.set_device(own_device())
+        raise ValueError(f"tensor_parallel={shares} needs deepspeed: install the extra `scale`") from None
+    device = ranks.take_device()
     # Its own sum for CPUs is over all processes, whatever the group, and is compiled at its first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed()
     # A process that ends with a group's threads running is now and then aborted.
     atexit.register(leave)
-    group, _ = dist.new_subgroups(ranks)
+    group, _ = dist.new_subgroups(shares)
     # It takes all to the type of the weights, also the rotary tables, which are finer.
     fine = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
     deepspeed.init_inference(
@@ -87,14 +74,14 @@ def split(model: nn.Module, decoder: Any, ranks: int) -> ProcessGroup | None:
         replace_with_kernel_inject=False,
         injection_policy={type(decoder.layers[0]): SUMMED},
         tensor_parallel={
-            "tp_size": ranks,
+            "tp_size": shares,
             "tp_group": group,
             "mpu": SimpleNamespace(get_model_parallel_group=lambda: group),
         },
     )
     for name, buffer in decoder.named_buffers():
         buffer.data = fine[name].to(buffer.device)
-    model.to(own_device())
+    model.to(device)
     return group
 
 
@@ -102,6 +89,11 @@ def leave() -> None:
     """End all groups of this process, if there are any."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_first(group: ProcessGroup | None) -> bool:
+    """Whether this is the one rank of a group that speaks for all; without a group each does for itself."""
+    return group is None or group.rank() == 0
 
 
 def heads_of_all(own: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -122,19 +114,22 @@ def pooled(requests: Sequence[Any], group: ProcessGroup | None) -> tuple[list[An
     if group is None:
         return list(requests), slice(None)
     own = {request.task_name: request for request in requests}
-    told = [(request.task_name, [OWN if callable(part) else part for part in request.args]) for request in requests]
+    told = [
+        (request.task_name, ranks.fills(request), [OWN if callable(part) else part for part in request.args])
+        for request in requests
+    ]
     everyone: list[Any] = [None] * group.size()
     dist.all_gather_object(everyone, told, group=group)
-    tasks = [{task for task, _ in each} for each in everyone]
+    tasks = [{task for task, *_ in each} for each in everyone]
     if short := set().union(*tasks) - set.intersection(*tasks):
         raise ValueError(
             f"task {', '.join(map(repr, sorted(short)))} has fewer questions than there are processes "
-            f"({world_size()}): raise --limit, or start fewer"
+            f"({ranks.count()}): raise --limit, or start fewer"
         )
     before = sum(map(len, everyone[: group.rank()]))
     whole = []
-    for task, parts in chain.from_iterable(everyone):
-        mine = own[task].args
-        given = (its if part is OWN else part for part, its in zip(parts, mine, strict=True))
-        whole.append(replace(own[task], arguments=tuple(given)))
+    for task, fills, parts in chain.from_iterable(everyone):
+        mine = own[task]
+        given = (its if part is OWN else part for part, its in zip(parts, mine.args, strict=True))
+        whole.append(replace(mine, arguments=tuple(given), metadata=mine.metadata | {ranks.FILLS: fills}))
     return whole, slice(before, before + len(told))

@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 WAIT = "VTR_RANK_WAIT"  # the environment variable
 SECONDS = 1800.0
 PAUSE = 0.1  # seconds between two looks
+FILLS = "__padding_only__"  # lmms-eval's mark in the metadata of a request
 MEETINGS = itertools.count()
 
 
@@ -82,16 +83,20 @@ def gather(mine: Any) -> list[Any]:
     return [json.loads(store.get(f"meeting {meeting} of {other}")) for other in range(count())]
 
 
+def fills(request: Any) -> bool:
+    """Whether a request of lmms-eval's only evens out the ranks: it throws the answer away."""
+    return bool((request.metadata or {}).get(FILLS))
+
+
 def answer_own(requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]], nothing: Any) -> list[Any]:
     """Answer lmms-eval's requests, and then wait for the other processes as `gather` does, if they are at it too.
 
-    The requests by which lmms-eval evens out the ranks get `nothing`: it throws these answers away, and they would
-    count twice in the run record. Among several processes an error is the end of this one, and so of all.
+    Those by which lmms-eval evens out the ranks get `nothing`, since they would count twice in the run record. Among several processes an error is the end of this one, and so of all.
     """
     if count() == 1:
         return answer(list(requests))
-    filling = [bool((request.metadata or {}).get("__padding_only__")) for request in requests]
-    own = [request for request, fills in zip(requests, filling, strict=True) if not fills]
+    filling = [fills(request) for request in requests]
+    own = [request for request, fill in zip(requests, filling, strict=True) if not fill]
     store = _store()
     store.add(f"turns of {rank()}", 1)
     try:
@@ -103,7 +108,7 @@ def answer_own(requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]]
     store.add(f"turns of {rank()}", 1)
     # lmms-eval itself waits for a day, and names nobody. With its cache some may have nothing to answer.
     _wait(lambda: [other for other in range(count()) if store.add(f"turns of {other}", 0) % 2])
-    return [nothing if fills else next(answers) for fills in filling]
+    return [nothing if fill else next(answers) for fill in filling]
 
 
 def _wait(missing: Callable[[], list[int]]) -> None:

@@ -86,10 +86,14 @@ class RunRecord:
         """Forget what was counted since `sums` were taken."""
         vars(self).update(sums)
 
-    def over_ranks(self) -> "RunRecord":
-        """The sums of all processes of a run, each of which must ask for it; `stages` are this process's own."""
+    def over_ranks(self, counts: bool = True) -> "RunRecord":
+        """The sums of all processes of a run, each of which must ask for it; `stages` are this process's own.
+
+        counts: False for a process that did the same as another one which counts.
+        """
         sums = {name: value for name, value in self.sums().items() if name not in ALIKE}
-        total = reduce(_added, gather(sums | {"seconds": self.clock.seconds()}))
+        told = gather(sums | {"seconds": self.clock.seconds()} if counts else None)
+        total = reduce(_added, filter(None, told))
         merged = copy.copy(self)
         merged.clock = Clock()
         merged.clock.sums.update(total.pop("seconds"))

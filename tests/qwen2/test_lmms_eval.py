@@ -2,6 +2,7 @@
 
 import pytest
 from lmms_checks import *  # noqa: F403
+from lmms_checks import sharing
 from qwen_lmms_checks import *  # noqa: F403
 from qwen_lmms_checks import Wrapper, qwen
 
@@ -9,3 +10,7 @@ from qwen_lmms_checks import Wrapper, qwen
 @pytest.fixture(scope="session")
 def wrapper() -> Wrapper:
     return qwen("qwen2_vl_vtr", "qwen2_vl", "shapes-qwen2", 28)
+
+
+def test_groups_of_processes_share_the_questions(wrapper, tmp_path):
+    assert sharing(wrapper, tmp_path, 4) == wrapper.answers(wrapper.load("keep_tokens=64"), 5)

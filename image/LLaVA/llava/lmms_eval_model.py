@@ -21,7 +21,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.mm_utils import pad_left, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from strategy import ranks
+from strategy import parallel, ranks
 from strategy.config import check_names, field_names
 from strategy.unreadable import Unreadable, answer_readable
 
@@ -33,6 +33,7 @@ ARGUMENTS: dict[str, Any] = {
     "batch_size": 1,
     "attn_implementation": "sdpa",
     "conv_template": "vicuna_v1",
+    "tensor_parallel": 1,
 }
 DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
@@ -59,15 +60,20 @@ class LlavaVTR(lmms):
             if not str(options["batch_size"]).isdecimal() or int(options["batch_size"]) < 1:
                 raise ValueError(f"batch_size={options['batch_size']!r}: allowed is a whole number from 1 up")
             self.batch_size = int(options["batch_size"])
+            shares = parallel.read_ranks(options["tensor_parallel"])
+            ranks.longest_wait()
+            place, dtype = options["device"] or ranks.take_device(), DTYPES[options["dtype"]]
+            if shares > 1:  # the whole model may be too large for a GPU
+                place, dtype = "cpu", dtype or (None if place == "cpu" else torch.float16)
             self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
                 options["pretrained"],
-                device=options["device"] or ranks.take_device(),
-                dtype=DTYPES[options["dtype"]],
+                device=place,
+                dtype=dtype,
                 attn_implementation=options["attn_implementation"],
             )
-            self.record = strategy.attach(self.model, config)
+            self.group = parallel.split(self.model, self.model.get_decoder(), shares)
             self.device = self.model.device
-            ranks.longest_wait()
+            self.record = strategy.attach(self.model, config)
         except ValueError as error:
             # lmms-eval would bury this under its own traceback.
             raise SystemExit(f"llava_vtr: {error}") from None
@@ -83,7 +89,8 @@ class LlavaVTR(lmms):
 
         start = time.perf_counter()
         try:
-            answers = ranks.answer_own(requests, readable, nothing)
+            requests, own = parallel.pooled(requests, self.group)
+            answers = ranks.answer_own(requests, readable, nothing)[own]
         except ValueError as error:
             raise SystemExit(f"llava_vtr: {error}") from None
         self.seconds += time.perf_counter() - start
@@ -91,7 +98,8 @@ class LlavaVTR(lmms):
 
     def clean(self) -> None:
         """Log what the answers of all processes cost, and let go of the model; lmms-eval calls it once, after them."""
-        record, seconds = self.record.over_ranks(), max(ranks.gather(self.seconds))
+        record = self.record.over_ranks(parallel.is_first(self.group))
+        seconds = max(ranks.gather(self.seconds))
         tokens = record.decoded + record.prompts
         if self.rank == 0:
             logger.info(f"llava_vtr {record.summary()}")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
 import strategy
-from strategy import ranks
+from strategy import parallel, ranks
 from strategy.config import check_names, field_names
 from strategy.unreadable import answer_readable
 
@@ -43,9 +43,11 @@ class PrunedQwen:
             stock = [
                 name for name, p in inspect.signature(super().__init__).parameters.items() if p.kind != p.VAR_KEYWORD
             ]
-            check_names(arguments, (*stock, *field_names()))
+            check_names(arguments, (*stock, "tensor_parallel", *field_names()))
+            shares = parallel.read_ranks(arguments.pop("tensor_parallel", 1))
             arguments.setdefault("device", ranks.take_device())
-            arguments.setdefault("device_map", arguments["device"])
+            # The whole of what is to be split may be too large for a GPU.
+            arguments.setdefault("device_map", arguments["device"] if shares == 1 else "cpu")
             if "pretrained" in arguments:
                 check_checkpoint(arguments["pretrained"])
             ranks.longest_wait()
@@ -53,9 +55,10 @@ class PrunedQwen:
                 super().__init__(**arguments)
             # Answers follow the prompt, so what fills it up comes before; the wrappers leave that to the checkpoint.
             self.tokenizer.padding_side = self.processor.tokenizer.padding_side = "left"
-            if self.model.device.type == "cpu":
+            if self.device.type == "cpu":
                 # The wrappers load half precision, which most CPUs only emulate.
                 self.model.float()
+            self.group = parallel.split(self.model, self.model.model.language_model, shares)
             self.record = strategy.attach(self.model, config)
         except (ValueError, OSError) as error:
             # lmms-eval would bury this under its own traceback.
@@ -74,7 +77,11 @@ class PrunedQwen:
     def generate_until(self, requests: list[Instance]) -> list[Any]:
         """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
         start = time.perf_counter()
-        answers = ranks.answer_own(requests, self._by_task, "")
+        try:
+            requests, own = parallel.pooled(requests, self.group)
+        except ValueError as error:
+            raise SystemExit(f"{self.model_id}: {error}") from None
+        answers = ranks.answer_own(requests, self._by_task, "")[own]
         self.seconds += time.perf_counter() - start
         return answers
 
@@ -95,7 +102,8 @@ class PrunedQwen:
 
     def clean(self) -> None:
         """Log what the answers of all processes cost, and let go of the model; lmms-eval calls it once, after them."""
-        record, seconds = self.record.over_ranks(), max(ranks.gather(self.seconds))
+        record = self.record.over_ranks(parallel.is_first(self.group))
+        seconds = max(ranks.gather(self.seconds))
         tokens = record.decoded + record.prompts
         if self.rank == 0:
             logger.info(f"{self.model_id} {record.summary()}")
