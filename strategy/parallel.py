@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
 
+from strategy import fused
+
 # The projections whose results are sums over all ranks; all others of a layer give a rank its own share.
 SUMMED = ("self_attn.o_proj", "mlp.down_proj")
 OWN = ...  # stands for what of a request does not travel
@@ -54,6 +56,10 @@ def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
         raise ValueError(
             f"tensor_parallel={shares}: {heads} attention heads and {keys} key heads can be split over "
             f"{', '.join(map(str, fit))} processes, and of these {', '.join(here)} fit the {ranks.count()} started"
+        )
+    if reason := fused.unfit(decoder.layers):
+        raise ValueError(
+            f"tensor_parallel={ranks}: {reason} cannot be split; device_map=auto lays whole layers on several GPUs"
         )
     try:
         import deepspeed  # noqa: PLC0415  an extra, and it takes seconds
