@@ -10,12 +10,11 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
 
-from strategy import fused
+from strategy import fused, ranks
 
 # The projections whose results are sums over all ranks; all others of a layer give a rank its own share.
 SUMMED = ("self_attn.o_proj", "mlp.down_proj")
@@ -23,7 +22,7 @@ OWN = ...  # stands for what of a request does not travel
 
 
 def read_ranks(given: Any) -> int:
-    """The number of processes that `tensor_parallel` asks for; ValueError for what is none, or does not fit the world."""
+    """How many processes `tensor_parallel` asks for; ValueError for what is no number, or does not fit the world."""
     if not str(given).isdecimal() or int(given) < 1:
         raise ValueError(f"tensor_parallel={given!r}: allowed is a whole number from 1 up")
     shares = int(given)
@@ -33,14 +32,14 @@ def read_ranks(given: Any) -> int:
             f"deepspeed --num_gpus {shares} --no_local_rank --module lmms_eval",
         )
         raise ValueError(
-            f"tensor_parallel={shares}: want {shares} processes started together or a multiple of it, not {ranks.count()}:"
-            f" `{'` or `'.join(launchers)}`"
+            f"tensor_parallel={shares}: want {shares} processes started together or a multiple of it, not "
+            f"{ranks.count()}: `{'` or `'.join(launchers)}`"
         )
     return shares
 
 
 def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
-    """Leave of each layer of a model's decoder one rank's share, move the model to its GPU, if there is one, and return the group.
+    """Leave of each layer of a model's decoder one rank's share, move the model to its device, and return the group.
 
     decoder: inside of the model or the model itself, whose weights lie on the CPU. Called by all processes that were
     started, with the same model; each `shares` of them, in order, become a group, and hold the model once. With one
@@ -59,7 +58,7 @@ def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
         )
     if reason := fused.unfit(decoder.layers):
         raise ValueError(
-            f"tensor_parallel={ranks}: {reason} cannot be split; device_map=auto lays whole layers on several GPUs"
+            f"tensor_parallel={shares}: {reason} cannot be split; device_map=auto lays whole layers on several GPUs"
         )
     try:
         import deepspeed  # noqa: PLC0415  an extra, and it takes seconds

@@ -91,7 +91,8 @@ def fills(request: Any) -> bool:
 def answer_own(requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]], nothing: Any) -> list[Any]:
     """Answer lmms-eval's requests, and then wait for the other processes as `gather` does, if they are at it too.
 
-    Those by which lmms-eval evens out the ranks get `nothing`, since they would count twice in the run record. Among several processes an error is the end of this one, and so of all.
+    Those by which lmms-eval evens out the ranks get `nothing`, since they would count twice in the run record. Among
+    several processes an error is the end of this one, and so of all.
     """
     if count() == 1:
         return answer(list(requests))
