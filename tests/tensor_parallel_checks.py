@@ -20,6 +20,7 @@ from torch import distributed as dist
 
 import strategy
 from strategy import engine, parallel
+from strategy.ranks import FILLS
 
 PATIENCE = 300  # seconds that the processes may take
 NAMES = ["unpruned", *strategy.available()]
@@ -33,6 +34,7 @@ class Request:
 
     task_name: str
     arguments: tuple[Any, ...]
+    metadata: dict[str, Any]
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -81,8 +83,13 @@ def mine() -> None:
     """A function in a request: each process has its own."""
 
 
+def asked_for(number: int) -> Request:
+    """The n-th of five requests, of which the last one only evens out the ranks."""
+    return Request("task", (f"question {number}", mine, number), {FILLS: number == 4})
+
+
 def pools(rank: int, ranks: int, group: Any) -> dict[str, Any]:
-    requests = [Request("task", (f"question {number}", mine, number)) for number in range(rank, 5, ranks)]
+    requests = [asked_for(number) for number in range(rank, 5, ranks)]
     pool, own = parallel.pooled(requests, group)
     with pytest.raises(ValueError, match="task 'task' has fewer questions than"):
         parallel.pooled(requests if rank else [], group)
@@ -170,7 +177,7 @@ def test_each_rank_answers_the_requests_to_all(parted):
     order = [number for rank in range(count) for number in range(rank, 5, count)]
     for rank in parted.ranks:
         assert rank["own"]
-        assert rank["pool"] == [Request("task", (f"question {number}", mine, number)) for number in order]
+        assert rank["pool"] == [asked_for(number) for number in order]
 
 
 def test_splitting_leaves_rotary_tables_as_fine_as_they_are(parted):
