@@ -85,7 +85,16 @@ class Graphs:
         nothing, and all else that it reads stays where it is. size: bytes that live as long as the graph beside what
         is captured. rehearse: run it once more before it is captured, for one that then still compiles or remembers.
         """
-        if self.device.type != "cuda" or key in self.never or key not in self.seen:
+        if self.device.type != "cuda":
+            return program(*inputs)
+        # Which need not be the GPU that is current where this is called.
+        with torch.cuda.device(self.device):
+            return self._run(key, program, inputs, size, rehearse)
+
+    def _run(
+        self, key: Hashable, program: Callable[..., Any], inputs: Sequence[Tensor], size: int, rehearse: bool
+    ) -> Any:
+        if key in self.never or key not in self.seen:
             self.seen.add(key)
             return program(*inputs)
         if key not in self.kept and not self._capture(key, program, inputs, size, rehearse):
