@@ -45,9 +45,12 @@ class PrunedQwen:
             ]
             check_names(arguments, (*stock, "tensor_parallel", *field_names()))
             shares = parallel.read_ranks(arguments.pop("tensor_parallel", 1))
-            arguments.setdefault("device", ranks.take_device())
-            # The whole of what is to be split may be too large for a GPU.
-            arguments.setdefault("device_map", arguments["device"] if shares == 1 else "cpu")
+            place = ranks.take_device()
+            if shares > 1:
+                # The whole of what is to be split may be too large for a GPU.
+                arguments |= {"device": place, "device_map": "cpu"}
+            arguments.setdefault("device", place)
+            arguments.setdefault("device_map", arguments["device"])
             if "pretrained" in arguments:
                 check_checkpoint(arguments["pretrained"])
             ranks.longest_wait()
