@@ -84,7 +84,7 @@ def measured(options: argparse.Namespace, command: str, kept: Kept) -> dict[str,
     dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if small else torch.float16
     case = build(options.backbone, options.device, dtype, small=small)
     repeats, layers = options.repeats, case.model.get_decoder().layers
-    budgets = numbers(options.budget, float)
+    budgets = [*dict.fromkeys(numbers(options.budget, float))]
     ways: dict[str, dict[str, Any]] = {"unpruned": {"enabled": False}}
     ways |= {f"pruned {budget:g}": {"strategy": options.strategy, **knob(budget)} for budget in budgets}
     jobs = [(way, engine, 1) for way in ways for engine in ENGINES]

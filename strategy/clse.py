@@ -112,7 +112,7 @@ def score(
         warnings.warn(f"grid {grid} is too thin for a spectrum: attention alone ranks its tokens", stacklevel=2)
         return attention.float()
     energies = spectral_energy(torch.cat([reference_features, current_features]), grid, cutoff_ratio, volume)
-    return evolution_factor(*energies.chunk(2), temp) * attention.float()
+    return evolution_factor(*energies.split([len(reference_features), len(current_features)]), temp) * attention.float()
 
 
 def default_prune_layers(depth: int) -> tuple[int, ...]:

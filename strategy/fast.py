@@ -93,6 +93,7 @@ class Fast:
         self.engine = getattr(prune, "__self__", None)
         self.weights: list[fused.Weights] = []
         self.graphs = Graphs(torch.device("cpu"))
+        self.beside = Beside(torch.device("cpu"))
         self.signature: Sequence[Any] = ()
         self.modules: list[tuple[dict[str, Any], str, Any]] = []
         self.holders: list[dict[str, Any]] = []
@@ -181,6 +182,7 @@ class Fast:
             self.weights = [fused.merge(layer) for layer in self.decoder.layers]
         self.shape = fused.shape_of(self.decoder.layers[0])
         self.graphs = Graphs(next(self.decoder.parameters()).device)
+        self.beside = Beside(self.graphs.device)
         self.signature = self._signature()
 
     def _signature(self) -> Sequence[Any]:
@@ -265,7 +267,7 @@ class Fast:
                 if self.call.answer is not None:
                     raise
                 self._unfuse(error)
-                return self._see(module, stock, device, *args, **call)
+                return self.see(module, stock, *args, **call)
             except torch.cuda.OutOfMemoryError:
                 if self.call.answer is not None:
                     raise
@@ -401,12 +403,20 @@ class Fast:
         Returns the last token's hidden state [B, 1, C], whether all scores were finite, and the visual tokens [B, K]
         left after each stage; fills the slots.
         """
-        state, plan = start.with_varying(varying), self.plan
+        try:
+            return self._layers(start.with_varying(varying), slots, x, positions)
+        finally:
+            # A capture that fails must not end with two streams, and memory goes back to the first one.
+            self.beside.wait()
+
+    def _layers(self, state: Prefill, slots: Slots, x: Tensor, positions: Tensor) -> Any:
+        plan, beside = self.plan, self.beside
         stages = {layer: stage for stage, layer in enumerate(plan.layers)} if plan else {}
         whole = self.backbone.angles(self.decoder, positions)
         cos, sin = whole
         numbers: list[Tensor] = []
-        beside, made, read = Beside(x.device), [], []
+        made: list[tuple[int, Tensor, Tensor]] = []
+        read: list[tuple[int, Tensor, Tensor]] = []
         if 0 in stages:
             x = self.prune(state, 0, x)
         for number, weights in enumerate(self.weights):
@@ -429,7 +439,6 @@ class Fast:
                 read, made = made, []
                 with beside.running():
                     self._fill(slots, state, read)
-        beside.wait()
         ends, norm = state.ends(x.shape[1]), self.decoder.norm
         last = rows_of(x, ends)
         slots.slot.copy_(ends[:, 0] + 1)

@@ -41,12 +41,19 @@ def fusable(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def fused_between(function: Callable[..., Any], *args: Any, **call: Any) -> Any:
-    """Call a function inside of which not all can be fused, and fuse what lies between, inside of `fusing`."""
-    if torch.compiler.is_compiling() or not _fusing.get():
-        return function(*args, **call)
+@cache
+def _compiled_between(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
+
+
+def fused_between(method: Callable[..., Any], *args: Any, **call: Any) -> Any:
+    """Call a method inside of which not all can be fused, and fuse what lies between, inside of `fusing`."""
+    # Its class's function is what is kept compiled, since a method would keep its object.
+    function = getattr(method, "__func__", None)
+    if function is None or torch.compiler.is_compiling() or not _fusing.get():
+        return method(*args, **call)
     with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
-        return torch.compile(function)(*args, **call)
+        return _compiled_between(function)(method.__self__, *args, **call)  # type: ignore[attr-defined]
 
 
 def is_fusing() -> bool:

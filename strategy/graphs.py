@@ -114,7 +114,9 @@ class Graphs:
             program(*static)
         try:
             # Other threads may go on with what they do.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # The outer stream is there to be gone back to, which a capture that fails forgets.
+            here = torch.cuda.stream(torch.cuda.current_stream(self.device))
+            with here, torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 before = torch.cuda.memory_reserved(self.device)
                 outputs = program(*static)
         except torch.cuda.OutOfMemoryError:

@@ -129,7 +129,7 @@ def pooled(requests: Sequence[Any], group: ProcessGroup | None) -> tuple[list[An
     if short := set().union(*tasks) - set.intersection(*tasks):
         raise ValueError(
             f"task {', '.join(map(repr, sorted(short)))} has fewer questions than there are processes "
-            f"({ranks.count()}): raise --limit, or start fewer"
+            f"({ranks.count()}), and lmms-eval filled none up: start fewer"
         )
     before = sum(map(len, everyone[: group.rank()]))
     whole = []

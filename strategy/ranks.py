@@ -10,7 +10,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -63,11 +64,8 @@ def beat() -> None:
     """Show the others that this process gets on; they wait for it as long as it does."""
     if count() == 1:
         return
-    try:
+    with _started():
         _store().add(f"beats of {rank()}", 1)
-    except RuntimeError:
-        # Nobody is left who would stop it if another one failed.
-        _end(f"rank {rank()}: what started it is gone, so it stops")
 
 
 def gather(mine: Any) -> list[Any]:
@@ -79,7 +77,8 @@ def gather(mine: Any) -> list[Any]:
         return [mine]
     store, meeting = _store(), next(MEETINGS)
     store.set(f"meeting {meeting} of {rank()}", json.dumps(mine))
-    _wait(lambda: [other for other in range(count()) if not store.check([f"meeting {meeting} of {other}"])])
+    with _started():
+        _wait(lambda: [other for other in range(count()) if not store.check([f"meeting {meeting} of {other}"])])
     return [json.loads(store.get(f"meeting {meeting} of {other}")) for other in range(count())]
 
 
@@ -102,14 +101,24 @@ def answer_own(requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]]
     store.add(f"turns of {rank()}", 1)
     try:
         answers = iter(answer(own) if own else [])
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # lmms-eval would go on without these answers, and the others would wait for them.
         traceback.print_exc()
         _end(f"rank {rank()}: {str(error) or type(error).__name__}, so all ranks stop")
     store.add(f"turns of {rank()}", 1)
     # lmms-eval itself waits for a day, and names nobody. With its cache some may have nothing to answer.
-    _wait(lambda: [other for other in range(count()) if store.add(f"turns of {other}", 0) % 2])
+    with _started():
+        _wait(lambda: [other for other in range(count()) if store.add(f"turns of {other}", 0) % 2])
     return [nothing if fill else next(answers) for fill in filling]
+
+
+@contextmanager
+def _started() -> Iterator[None]:
+    """End this process if what started it is gone: nobody would stop it if another one failed."""
+    try:
+        yield
+    except RuntimeError:
+        _end(f"rank {rank()}: what started it is gone, so it stops")
 
 
 def _wait(missing: Callable[[], list[int]]) -> None:

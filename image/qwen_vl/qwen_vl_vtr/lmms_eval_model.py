@@ -82,9 +82,9 @@ class PrunedQwen:
         start = time.perf_counter()
         try:
             requests, own = parallel.pooled(requests, self.group)
+            answers = ranks.answer_own(requests, self._by_task, "")[own]
         except ValueError as error:
             raise SystemExit(f"{self.model_id}: {error}") from None
-        answers = ranks.answer_own(requests, self._by_task, "")[own]
         self.seconds += time.perf_counter() - start
         return answers
 

@@ -177,7 +177,11 @@ def open_answers(folder: Path, name: str, settings: dict[str, Any]) -> tuple[Ans
         [done, *_] = ranks.gather(None)
         return AnswerFile(folder, rank_name(name, ranks.rank()), settings), set(done)
     answers = AnswerFile(folder, name, settings)
-    answers.take_in()
+    try:
+        answers.take_in()
+    except ValueError:
+        answers.close()
+        raise
     [done, *_] = ranks.gather(list(answers.done))
     return answers, set(done)
 
