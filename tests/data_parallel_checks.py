@@ -65,8 +65,10 @@ def test_processes_answer_and_count_as_one(wrapper, single, tmp_path, count):
     assert f"{LIMIT} samples (means over samples)" in told
 
 
-def test_the_documented_launch_is_understood(wrapper):
-    [words] = [words for words in launches("lmms_eval") if wrapper.name in words]
-    options = launch_command_parser().parse_args(words)
-    assert (options.module, options.training_script, options.num_processes) == (True, "lmms_eval", 8)
-    assert options.training_script_args[:2] == ["--model", wrapper.name]
+def test_the_documented_launches_are_understood(wrapper):
+    found = [words for words in launches("lmms_eval") if wrapper.name in words]
+    assert found
+    for words in found:
+        options = launch_command_parser().parse_args(words)
+        assert (options.module, options.training_script, options.num_processes) == (True, "lmms_eval", 8)
+        assert options.training_script_args[:2] == ["--model", wrapper.name]

@@ -114,9 +114,9 @@ def test_what_processes_leave_out_is_listed_as_by_one(tmp_path, whole):
     assert [item["video"] for item in listed] == sorted(broken)
 
 
-def test_the_documented_launch_is_understood():
-    [words] = launches(f"{FOLDER.relative_to(ROOT)}/{SCRIPT}")
-    options = launch_command_parser().parse_args(words)
-    assert (ROOT / options.training_script).is_file()
-    assert options.num_processes == 8
-    assert parse(options.training_script_args).vtr_keep_tokens == "64"
+def test_the_documented_launches_are_understood():
+    for words in launches(f"{FOLDER.relative_to(ROOT)}/{SCRIPT}"):
+        options = launch_command_parser().parse_args(words)
+        assert (ROOT / options.training_script).is_file()
+        assert options.num_processes == 8
+        assert parse(options.training_script_args).vtr_keep_tokens == "64"
