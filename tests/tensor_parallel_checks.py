@@ -1,31 +1,23 @@
 """What tensor parallelism owes every backbone: the tokens kept and the answers of one process.
 
-A backbone's tests import everything from here and give a fixture `parted`, the `Parted` of a number of processes, which
-are started once and go through all that is asked of them.
+A backbone's tests import everything from here and give a fixture `parted`, what `part` makes of `work` in a number of
+processes, which are started once and go through all that is asked of them.
 """
 
 import copy
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from fast_checks import Asked, answer, config
-from torch import Tensor, multiprocessing
-from torch import distributed as dist
+from fast_checks import config
+from several import KINDS, NAMES, Build, run, same
+from torch import Tensor
 
 import strategy
 from strategy import engine, parallel
 from strategy.ranks import FILLS
-
-PATIENCE = 300  # seconds that the processes may take
-NAMES = ["unpruned", *strategy.available()]
-KINDS = ("one", "mixed")
-Build = Callable[[str], Asked]
 
 
 @dataclass
@@ -39,36 +31,6 @@ class Request:
     @property
     def args(self) -> tuple[Any, ...]:
         return self.arguments
-
-
-@dataclass
-class Ran:
-    """What a process answered and kept, by strategy and kind of prompt, and the means of its record."""
-
-    answers: dict[tuple[str, str], Tensor]
-    kept: dict[tuple[str, str], list[tuple[Tensor, ...]]]
-    means: dict[str, dict[str, Any]]
-
-
-@dataclass
-class Parted:
-    """What several processes did, each with a share of a model, and what one did with all of it."""
-
-    ranks: list[dict[str, Any]]
-    whole: Ran
-    decoder: Any
-
-
-def run(asked: Asked, names: list[str]) -> Ran:
-    ran = Ran({}, {}, {})
-    for name in names:
-        given = {"enabled": False} if name == "unpruned" else {"strategy": name}
-        for kind in KINDS:
-            with strategy.prune(asked.model, config(asked, engine="eager", **given)) as record:
-                ran.answers[name, kind] = answer(asked, kind, new=6)
-            ran.kept[name, kind] = [stage.kept for stage in record.stages]
-        ran.means[name] = record.means()
-    return ran
 
 
 def finer_than_its_weights(model: Any) -> Any:
@@ -96,10 +58,8 @@ def pools(rank: int, ranks: int, group: Any) -> dict[str, Any]:
     return {"pool": pool, "own": pool[own] == requests}
 
 
-def work(rank: int, ranks: int, build: Build, folder: Path) -> None:
+def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     """What one of several processes does."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     asked = build("cpu")
     half = finer_than_its_weights(asked.model)
     before = {name: buffer.clone() for name, buffer in half.named_buffers()}
@@ -112,35 +72,15 @@ def work(rank: int, ranks: int, build: Build, folder: Path) -> None:
         found["alone"] = run(asked, ["clse"])
     with pytest.raises(ValueError, match=r"engine=graph: .* split\)"):
         strategy.attach(asked.model, config(asked))
-    torch.save(found, folder / f"{rank}.pt")
-    parallel.leave()
-
-
-def part(build: Build, ranks: int, folder: Path) -> Parted:
-    """Let so many processes share a model, and one have all of it."""
-    context = multiprocessing.start_processes(work, (ranks, build, folder), ranks, join=False, start_method="spawn")
-    try:
-        asked = build("cpu")
-        whole, late = run(asked, NAMES), time.monotonic() + PATIENCE
-        while not context.join(timeout=1):
-            assert time.monotonic() < late, f"{ranks} processes took more than {PATIENCE} seconds"
-    finally:
-        for process in context.processes:
-            process.kill()
-    found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
-    return Parted(found, whole, asked.model.get_decoder())
+    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_all_ranks_keep_and_answer_what_one_process_does(parted, name, kind):
-    whole = parted.whole
-    assert bool(whole.kept[name, kind]) == (name != "unpruned")
+    assert bool(parted.whole.kept[name, kind]) == (name != "unpruned")
     for rank in parted.ranks:
-        ran = rank["ran"]
-        assert torch.equal(ran.answers[name, kind], whole.answers[name, kind])
-        for its, kept in zip(ran.kept[name, kind], whole.kept[name, kind], strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(its, kept, strict=True))
+        assert same(rank["ran"], parted.whole, name, kind)
 
 
 def test_by_their_own_heads_alone_ranks_would_keep_different_tokens(parted):

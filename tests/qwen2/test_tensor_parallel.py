@@ -2,8 +2,9 @@
 
 import pytest
 from qwen_fast_checks import small
+from several import part
 from tensor_parallel_checks import *  # noqa: F403
-from tensor_parallel_checks import part
+from tensor_parallel_checks import work
 
 import qwen2_vl_vtr  # noqa: F401  registers the backbone, in each process
 
@@ -14,4 +15,4 @@ def build(device):
 
 @pytest.fixture(scope="module")
 def parted(tmp_path_factory):
-    return part(build, 2, tmp_path_factory.mktemp("ranks"))
+    return part(work, build, 2, tmp_path_factory.mktemp("ranks"))

@@ -2,8 +2,9 @@
 
 import pytest
 from qwen_fast_checks import small
+from several import part
 from tensor_parallel_checks import *  # noqa: F403
-from tensor_parallel_checks import part
+from tensor_parallel_checks import work
 from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeTextConfig
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel
 
@@ -17,7 +18,7 @@ def build(device):
 
 @pytest.fixture(scope="module")
 def parted(tmp_path_factory):
-    return part(build, 2, tmp_path_factory.mktemp("ranks"))
+    return part(work, build, 2, tmp_path_factory.mktemp("ranks"))
 
 
 def test_experts_are_refused():

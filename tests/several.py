@@ -1,0 +1,85 @@
+"""Starts processes that hold one model between them, and says what each of them answered and kept."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fast_checks import Asked, answer, config
+from torch import Tensor, multiprocessing
+from torch import distributed as dist
+
+import strategy
+from strategy import parallel
+
+PATIENCE = 300  # seconds that the processes may take
+NAMES = ["unpruned", *strategy.available()]
+KINDS = ("one", "mixed")
+Build = Callable[[str], Asked]
+
+
+@dataclass
+class Ran:
+    """What a process answered and kept, by strategy and kind of prompt, and the means of its record."""
+
+    answers: dict[tuple[str, str], Tensor]
+    kept: dict[tuple[str, str], list[tuple[Tensor, ...]]]
+    means: dict[str, dict[str, Any]]
+
+
+@dataclass
+class Parted:
+    """What several processes found, each with a part of a model, and what one did with all of it."""
+
+    ranks: list[dict[str, Any]]
+    whole: Ran
+    decoder: Any
+
+
+def run(asked: Asked, names: Iterable[str]) -> Ran:
+    ran = Ran({}, {}, {})
+    for name in names:
+        given = {"enabled": False} if name == "unpruned" else {"strategy": name}
+        for kind in KINDS:
+            with strategy.prune(asked.model, config(asked, engine="eager", **given)) as record:
+                ran.answers[name, kind] = answer(asked, kind, new=6)
+            ran.kept[name, kind] = [stage.kept for stage in record.stages]
+        ran.means[name] = record.means()
+    return ran
+
+
+def same(ran: Ran, whole: Ran, name: str, kind: str) -> bool:
+    """Whether a process answered and kept what one process does with the whole model."""
+    its, kept = ran.kept[name, kind], whole.kept[name, kind]
+    return (
+        torch.equal(ran.answers[name, kind], whole.answers[name, kind])
+        and len(its) == len(kept)
+        and all(torch.equal(a, b) for mine, its in zip(its, kept, strict=True) for a, b in zip(mine, its, strict=True))
+    )
+
+
+def _work(rank: int, work: Callable[..., dict[str, Any]], ranks: int, build: Build, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    torch.save(work(rank, ranks, build), folder / f"{rank}.pt")
+    parallel.leave()
+
+
+def part(work: Callable[..., dict[str, Any]], build: Build, ranks: int, folder: Path) -> Parted:
+    """Let so many processes do their work, given rank, ranks and build, and one have all of the model."""
+    given = (work, ranks, build, folder)
+    context = multiprocessing.start_processes(_work, given, ranks, join=False, start_method="spawn")
+    try:
+        asked = build("cpu")
+        whole, late = run(asked, NAMES), time.monotonic() + PATIENCE
+        while not context.join(timeout=1):
+            assert time.monotonic() < late, f"{ranks} processes took more than {PATIENCE} seconds"
+    finally:
+        for process in context.processes:
+            process.kill()
+    found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+    return Parted(found, whole, asked.model.get_decoder())
