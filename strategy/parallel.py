@@ -6,6 +6,7 @@ DeepSpeed splits the layers and adds up what they give; here is what its ranks m
 import atexit
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from strategy import fused, ranks
 
 # The projections whose results are sums over all ranks; all others of a layer give a rank its own share.
 SUMMED = ("self_attn.o_proj", "mlp.down_proj")
+# torch would end a group that waits, and name nobody; `ranks.Watch` is to be first.
+LATER = timedelta(days=1)
 OWN = ...  # stands for what of a request does not travel
 
 
@@ -60,17 +63,8 @@ def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
         raise ValueError(
             f"tensor_parallel={shares}: {reason} cannot be split; device_map=auto lays whole layers on several GPUs"
         )
-    try:
-        import deepspeed  # noqa: PLC0415  an extra, and it takes seconds
-    except ImportError:
-        raise ValueError(f"tensor_parallel={shares} needs deepspeed: install the extra `scale`") from None
-    device = ranks.take_device()
-    # Its own sum for CPUs is over all processes, whatever the group, and is compiled at its first use.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed()
-    # A process that ends with a group's threads running is now and then aborted.
-    atexit.register(leave)
-    group, _ = dist.new_subgroups(shares)
+    deepspeed = started(f"tensor_parallel={shares}")
+    group, _ = dist.new_subgroups(shares, timeout=LATER)
     # It takes all to the type of the weights, also the rotary tables, which are finer.
     fine = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
     deepspeed.init_inference(
@@ -86,8 +80,24 @@ def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
     )
     for name, buffer in decoder.named_buffers():
         buffer.data = fine[name].to(buffer.device)
-    model.to(device)
+    model.to(ranks.take_device())
+    decoder.layers[0].register_forward_pre_hook(ranks.Watch(dist.get_process_group_ranks(group)).begin)
     return group
+
+
+def started(asked: str) -> Any:
+    """DeepSpeed, with all processes met and this one's GPU taken; ValueError without it, which names what was asked."""
+    try:
+        import deepspeed  # noqa: PLC0415  an extra, and it takes seconds
+    except ImportError:
+        raise ValueError(f"{asked} needs deepspeed: install the extra `scale`") from None
+    ranks.take_device()
+    # Its own sum for CPUs is over all processes, whatever the group, and is compiled at its first use.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(timeout=LATER)
+    # A process that ends with a group's threads running is now and then aborted.
+    atexit.register(leave)
+    return deepspeed
 
 
 def leave() -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ SECONDS = 1800.0
 PAUSE = 0.1  # seconds between two looks
 FILLS = "__padding_only__"  # lmms-eval's mark in the metadata of a request
 MEETINGS = itertools.count()
+COUNTS = ("turns", "passes", "beats")  # of each rank, in the store
+ANSWERING = threading.Event()  # set while this process answers lmms-eval's requests
 
 
 def rank() -> int:
@@ -99,17 +102,57 @@ def answer_own(requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]]
     own = [request for request, fill in zip(requests, filling, strict=True) if not fill]
     store = _store()
     store.add(f"turns of {rank()}", 1)
-    try:
-        answers = iter(answer(own) if own else [])
-    except (Exception, SystemExit) as error:
-        # lmms-eval would go on without these answers, and the others would wait for them.
-        traceback.print_exc()
-        _end(f"rank {rank()}: {str(error) or type(error).__name__}, so all ranks stop")
+    ANSWERING.set()
+    with ending_all():
+        answers = iter(answer(own))
+    ANSWERING.clear()
     store.add(f"turns of {rank()}", 1)
     # lmms-eval itself waits for a day, and names nobody. With its cache some may have nothing to answer.
     with _started():
         _wait(lambda: [other for other in range(count()) if store.add(f"turns of {other}", 0) % 2])
     return [nothing if fill else next(answers) for fill in filling]
+
+
+@contextmanager
+def ending_all() -> Iterator[None]:
+    """Make an error the end of this process, and so of all that were started with it."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        # lmms-eval would go on without this one's answers, and the others would wait for them.
+        reason = str(error) or type(error).__name__
+        _stop_all(f"{traceback.format_exc()}rank {rank()}: {reason}, so all ranks stop")
+
+
+class Watch(threading.Thread):
+    """Looks for a rank that holds up its peers, all of which wait for each other in each forward pass.
+
+    peers: the ranks that do, this one among them. If none of them gets on for `longest_wait` while all of them answer
+    lmms-eval, see `answer_own`, all stop, and those that are behind are named. Raises ValueError as that does.
+    """
+
+    def __init__(self, peers: Sequence[int]) -> None:
+        super().__init__(daemon=True)
+        self.peers, self.patience, self.passes = peers, longest_wait(), 0
+        self.start()
+
+    def begin(self, *_: Any) -> None:
+        """Count a forward pass that begins; fit to be a hook."""
+        self.passes += 1
+
+    def run(self) -> None:
+        last, since, shown = None, 0.0, 0
+        while ANSWERING.wait():
+            with _started():
+                store, passes = _store(), self.passes
+                store.add(f"passes of {rank()}", passes - shown)
+                shown = passes
+                now = [[store.add(f"{what} of {peer}", 0) for peer in self.peers] for what in COUNTS]
+                if now != last or not all(turn % 2 for turn in now[0]):
+                    last, since = now, time.monotonic()
+                elif time.monotonic() - since > self.patience:
+                    _stop_for(self.peers, self.patience)
+            time.sleep(10 * PAUSE)
 
 
 @contextmanager
@@ -128,12 +171,24 @@ def _wait(missing: Callable[[], list[int]]) -> None:
         if now != last:
             last, since = now, time.monotonic()
         elif time.monotonic() - since > patience:
-            if store.add("told", 1) > 1:
-                time.sleep(10 * PAUSE)  # the one that tells should not be stopped before it has
-                _end("")
-            names = ", ".join(f"rank {other}" for other in ranks)
-            _end(f"{names}: nothing done for {patience:g} seconds, so all ranks stop; {WAIT} says how many are allowed")
+            _stop_for(ranks, patience)
         time.sleep(PAUSE)
+
+
+def _stop_for(ranks: Sequence[int], patience: float) -> NoReturn:
+    # Where some wait within a pass, the one they wait for has begun fewer.
+    passes = {other: _store().add(f"passes of {other}", 0) for other in ranks}
+    names = ", ".join(f"rank {other}" for other in ranks if passes[other] == min(passes.values()))
+    _stop_all(f"{names}: nothing done for {patience:g} seconds, so all ranks stop; {WAIT} says how many are allowed")
+
+
+def _stop_all(told: str) -> NoReturn:
+    """End this process, and tell why, unless it is the end of another one that ends it."""
+    with _started():
+        if _store().add("told", 1) > 1:
+            time.sleep(10 * PAUSE)  # the one that tells should not be stopped before it has
+            told = ""
+    _end(told)
 
 
 def _end(told: str) -> NoReturn:

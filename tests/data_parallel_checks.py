@@ -44,8 +44,8 @@ def single(wrapper):
     return by_number(results["samples"][wrapper.task]), counted(results["throughput"])
 
 
-def evaluation(wrapper, output):
-    words = ["--model", wrapper.name, "--model_args", f"pretrained={wrapper.checkpoint},{KNOBS}"]
+def evaluation(wrapper, output, *more):
+    words = ["--model", wrapper.name, "--model_args", ",".join((f"pretrained={wrapper.checkpoint}", KNOBS, *more))]
     words += ["--tasks", wrapper.task, "--include_path", TASKS, "--limit", LIMIT, "--batch_size", 1]
     return [*words, "--output_path", output, "--log_samples"]
 

@@ -102,6 +102,32 @@ def test_an_error_among_lmms_evals_requests_stops_all_and_is_told(tmp_path):
     assert (status, lines) == (1, ["rank 1: no room for 7 tokens, so all ranks stop"])
 
 
+@pytest.mark.parametrize(("lost", "named"), [([1], "rank 1"), ([0, 1], "rank 0, rank 1")])
+def test_a_process_that_others_wait_for_within_a_pass_is_named(tmp_path, lost, named):
+    body = f"""
+    from torch import distributed as dist
+    dist.init_process_group("gloo")
+    os.environ[ranks.WAIT] = "3"
+    watch = ranks.Watch(range(2))
+    def answer(requests):
+        for number in range(3):
+            watch.begin()
+            dist.all_reduce(dist.torch.ones(1))
+        if me in {lost}:
+            time.sleep(3600)
+        watch.begin()
+        dist.all_reduce(dist.torch.ones(1))
+    class Request: metadata = {{}}
+    time.sleep(5 * me)  # longer than allowed, but not all of them answer yet
+    ranks.answer_own([Request()], answer, "")
+    """
+    status, lines = told(launch(tmp_path, 2, body))
+    assert (status, lines) == (
+        1,
+        [f"{named}: nothing done for 3 seconds, so all ranks stop; {WAIT} says how many are allowed"],
+    )
+
+
 def test_processes_stop_when_what_started_them_is_gone(tmp_path):
     body = """
     ranks.beat()
