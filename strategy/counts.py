@@ -6,10 +6,11 @@ although a causal kernel needs to compute half of it only.
 
 import time
 from collections import defaultdict
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -41,15 +42,20 @@ class Counter(TorchDispatchMode):
         return result
 
 
+def whole_shape(weight: Tensor) -> torch.Size:
+    """The shape of a weight, also where DeepSpeed's ZeRO stage 3 leaves only a share of it between passes."""
+    return getattr(weight, "ds_shape", weight.shape)
+
+
 def token_cost(layer: nn.Module, experts: int) -> int:
     """Multiply-adds of one token with a decoder layer's weights, `experts` of each stack of them."""
-    weights = [parameter for parameter in layer.parameters() if parameter.dim() > 1]
-    return sum(w.numel() if w.dim() == 2 else experts * w[0].numel() for w in weights)
+    shapes = [shape for parameter in layer.parameters() if len(shape := whole_shape(parameter)) > 1]
+    return sum(prod(shape) if len(shape) == 2 else experts * prod(shape[1:]) for shape in shapes)
 
 
 def pair_cost(layer: Any) -> int:
     """Multiply-adds of attention in a decoder layer for one token that sees one token."""
-    return 2 * layer.self_attn.q_proj.weight.shape[0]
+    return 2 * whole_shape(layer.self_attn.q_proj.weight)[0]
 
 
 class Moment(NamedTuple):

@@ -328,6 +328,8 @@ class Engine:
         if stage == 0 and self.call.reading is not None:
             with torch.no_grad(), self.meter.scoring("question-free", args[0].shape):
                 self.call.prior = self._attention(number, args[0], call, self.call.reading)[:, :, 0]
+            if fused.sharded(self.decoder.layers):
+                return None  # the other processes gather the layers that follow, too
             raise EnoughError
         if state is None:
             return None

@@ -48,8 +48,15 @@ class Weights(NamedTuple):
     down: Tensor
 
 
+def sharded(layers: nn.ModuleList) -> bool:
+    """Whether a process holds layers' weights only while they run, gathered from all by DeepSpeed's ZeRO stage 3."""
+    return hasattr(next(layers.parameters()), "ds_shape")
+
+
 def unfit(layers: nn.ModuleList) -> str | None:
     """Why these functions would not give what a decoder's layers give; None if they would."""
+    if sharded(layers):
+        return "a decoder whose weights are sharded (ZeRO stage 3)"
     if len({(p.device, p.dtype) for p in layers.parameters()}) > 1 or next(layers.parameters()).is_meta:
         return "a decoder with weights of several types or devices, or none in memory"
     return next(filter(None, map(_unfit, layers)), None)

@@ -50,9 +50,9 @@ def evaluation(wrapper, output, *more):
     return [*words, "--output_path", output, "--log_samples"]
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_processes_answer_and_count_as_one(wrapper, single, tmp_path, count):
-    done = run(launched(count, "-m", "lmms_eval", *evaluation(wrapper, tmp_path)))
+@pytest.mark.parametrize(("count", "more"), [(2, ()), (3, ()), (2, ("zero_stage=3",))])
+def test_processes_answer_and_count_as_one(wrapper, single, tmp_path, count, more):
+    done = run(launched(count, "-m", "lmms_eval", *evaluation(wrapper, tmp_path, *more)))
     assert done.returncode == 0, done.stderr[-2000:]
     [samples] = tmp_path.rglob("*_samples_*.jsonl")
     [results] = tmp_path.rglob("*_results.json")

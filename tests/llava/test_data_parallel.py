@@ -12,7 +12,7 @@ def wrapper() -> Wrapper:
     return Wrapper("llava_vtr", CHECKPOINTS / "shapes-llava", "shapes")
 
 
-@pytest.mark.parametrize(("count", "more"), [(2, ()), (3, ("tensor_parallel=3",))])
+@pytest.mark.parametrize(("count", "more"), [(2, ()), (2, ("zero_stage=3",)), (3, ("tensor_parallel=3",))])
 def test_a_process_that_hangs_is_named_and_all_stop(wrapper, tmp_path, count, more):
     done = run(launched(count, FAULTY, "hang", 1, 1, "lmms_eval", *evaluation(wrapper, tmp_path, *more)), wait=5)
     assert done.returncode == 1

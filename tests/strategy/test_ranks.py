@@ -102,6 +102,18 @@ def test_an_error_among_lmms_evals_requests_stops_all_and_is_told(tmp_path):
     assert (status, lines) == (1, ["rank 1: no room for 7 tokens, so all ranks stop"])
 
 
+def test_an_error_where_processes_keep_in_step_stops_all_and_is_told(tmp_path):
+    body = """
+    from strategy import zero
+    if me == 0:
+        time.sleep(3600)
+    with zero.in_step(object()):
+        raise MemoryError("no room for 7 tokens")
+    """
+    status, lines = told(launch(tmp_path, 2, body))
+    assert (status, lines) == (1, ["rank 1: no room for 7 tokens, so all ranks stop"])
+
+
 @pytest.mark.parametrize(("lost", "named"), [([1], "rank 1"), ([0, 1], "rank 0, rank 1")])
 def test_a_process_that_others_wait_for_within_a_pass_is_named(tmp_path, lost, named):
     body = f"""

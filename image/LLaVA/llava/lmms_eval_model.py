@@ -21,7 +21,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.mm_utils import pad_left, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from strategy import parallel, ranks
+from strategy import parallel, ranks, zero
 from strategy.config import check_names, field_names
 from strategy.unreadable import Unreadable, answer_readable
 
@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, Any] = {
     "attn_implementation": "sdpa",
     "conv_template": "vicuna_v1",
     "tensor_parallel": 1,
+    "zero_stage": 0,
 }
 DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
@@ -61,9 +62,10 @@ class LlavaVTR(lmms):
                 raise ValueError(f"batch_size={options['batch_size']!r}: allowed is a whole number from 1 up")
             self.batch_size = int(options["batch_size"])
             shares = parallel.read_ranks(options["tensor_parallel"])
+            sharded = zero.read_stage(options["zero_stage"], shares)
             ranks.longest_wait()
             place, dtype = options["device"] or ranks.take_device(), DTYPES[options["dtype"]]
-            if shares > 1:  # the whole model may be too large for a GPU
+            if shares > 1 or sharded:  # the whole model may be too large for a GPU
                 place, dtype = "cpu", dtype or (None if place == "cpu" else torch.float16)
             self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
                 options["pretrained"],
@@ -72,6 +74,7 @@ class LlavaVTR(lmms):
                 attn_implementation=options["attn_implementation"],
             )
             self.group = parallel.split(self.model, self.model.get_decoder(), shares)
+            self.shards = zero.shard(self.model, self.model.get_decoder()) if sharded else None
             self.device = self.model.device
             self.record = strategy.attach(self.model, config)
         except ValueError as error:
@@ -85,7 +88,8 @@ class LlavaVTR(lmms):
 
     def _answer(self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]], nothing: Any) -> Any:
         def readable(own: list[Instance]) -> list[Any]:
-            return answer_readable(self, own, answer, nothing, lambda told: logger.error(f"llava_vtr: {told}"))
+            with zero.in_step(self.shards):
+                return answer_readable(self, own, answer, nothing, lambda told: logger.error(f"llava_vtr: {told}"))
 
         start = time.perf_counter()
         try:

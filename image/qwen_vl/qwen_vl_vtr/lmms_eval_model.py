@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
 import strategy
-from strategy import parallel, ranks
+from strategy import parallel, ranks, zero
 from strategy.config import check_names, field_names
 from strategy.unreadable import answer_readable
 
@@ -43,10 +43,11 @@ class PrunedQwen:
             stock = [
                 name for name, p in inspect.signature(super().__init__).parameters.items() if p.kind != p.VAR_KEYWORD
             ]
-            check_names(arguments, (*stock, "tensor_parallel", *field_names()))
+            check_names(arguments, (*stock, "tensor_parallel", "zero_stage", *field_names()))
             shares = parallel.read_ranks(arguments.pop("tensor_parallel", 1))
+            sharded = zero.read_stage(arguments.pop("zero_stage", 0), shares)
             place = ranks.take_device()
-            if shares > 1:
+            if shares > 1 or sharded:
                 # The whole of what is to be split may be too large for a GPU.
                 arguments |= {"device": place, "device_map": "cpu"}
             arguments.setdefault("device", place)
@@ -62,6 +63,7 @@ class PrunedQwen:
                 # The wrappers load half precision, which most CPUs only emulate.
                 self.model.float()
             self.group = parallel.split(self.model, self.model.model.language_model, shares)
+            self.shards = zero.shard(self.model, self.model.model.language_model) if sharded else None
             self.record = strategy.attach(self.model, config)
         except (ValueError, OSError) as error:
             # lmms-eval would bury this under its own traceback.
@@ -97,10 +99,11 @@ class PrunedQwen:
         for number, request in enumerate(requests):
             places.setdefault(tuple(request.args[-2:]), []).append(number)
         answers: list[Any] = [""] * len(requests)
-        for numbers in places.values():
-            mine = answer_readable(self, [requests[n] for n in numbers], super().generate_until, "", tell)
-            for number, said in zip(numbers, mine, strict=True):
-                answers[number] = said
+        with zero.in_step(self.shards):
+            for numbers in places.values():
+                mine = answer_readable(self, [requests[n] for n in numbers], super().generate_until, "", tell)
+                for number, said in zip(numbers, mine, strict=True):
+                    answers[number] = said
         return answers
 
     def clean(self) -> None:

@@ -1,0 +1,18 @@
+"""Qwen2-VL sharded over two processes."""
+
+import pytest
+from qwen_fast_checks import small
+from several import part
+from zero_checks import *  # noqa: F403
+from zero_checks import work
+
+import qwen2_vl_vtr  # noqa: F401  registers the backbone, in each process
+
+
+def build(device):
+    return small("shapes-qwen2", device)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    return part(work, build, 2, tmp_path_factory.mktemp("ranks"))
