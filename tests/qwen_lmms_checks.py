@@ -121,6 +121,7 @@ def test_each_picture_keeps_its_share_of_its_own_tokens(wrapper):
         ("vtr_keep_tokens=192,vtr_retain_ratio=0.3", "give one of the two"),
         ("vtr_prune_layer=1;5;12", "the decoder has 12 layers"),
         ("vtr_strategy=nothing", "strategy='nothing': allowed are"),
+        ("zero_stage=3", "zero_stage=3: want several processes started together, not 1"),
         ("tensor_parallel=2", "tensor_parallel=2: want 2 processes started together or a multiple of it, not 1"),
     ],
 )
@@ -214,7 +215,7 @@ def test_the_command_line_writes_results_and_says_what_was_kept(wrapper, tmp_pat
 
 
 def test_the_documents_are_understood_and_complete(wrapper, monkeypatch):
-    allowed = {"tensor_parallel", *inspect.signature(get_model(wrapper.stock).__init__).parameters}
+    allowed = {"tensor_parallel", "zero_stage", *inspect.signature(get_model(wrapper.stock).__init__).parameters}
     for words in evaluations(wrapper.name):
         monkeypatch.setattr(sys, "argv", ["lmms_eval", *words])
         _, options = parse_eval_args()
