@@ -19,8 +19,8 @@ from strategy.fusing import fusable
 MERGED = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
 
 
+SHORT = 1024  # tokens of a prompt, or of a batch of them
 # cuDNN's attention is the faster one for long prompts, but starts with a memset and a pause.
-SHORT = 1024  # tokens
 AT_ONCE = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -143,8 +143,9 @@ def _heads(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape) -> tuple[T
     if w.q_norm is not None and w.k_norm is not None:
         q, k = norm(q, w.q_norm, s.epsilon), norm(k, w.k_norm, s.epsilon)
     q, k = rotated(q.transpose(1, 2), cos, sin), rotated(k.transpose(1, 2), cos, sin)
-    # Contiguous, so that keeping the values does not keep the queries and keys beside them.
-    return q, k, v.transpose(1, 2).contiguous()
+    v = v.transpose(1, 2)
+    # A copy takes time, but keeping what is none keeps the queries and keys beside the values.
+    return q, k, v if x.shape[0] * x.shape[1] <= SHORT else v.contiguous()
 
 
 def _rest(x: Tensor, attended: Tensor, w: Weights, s: Shape) -> Tensor:

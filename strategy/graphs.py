@@ -18,7 +18,7 @@ SHARE = 0.25  # of the device's memory that graphs may hold
 
 @dataclass
 class Graph:
-    """A captured program with the tensors it reads and those it leaves; size: the bytes it holds."""
+    """A captured program with the tensors it reads and those it leaves; size: the bytes that are its own."""
 
     graph: torch.cuda.CUDAGraph
     program: Callable[..., Any]
@@ -59,8 +59,9 @@ class Beside:
 class Graphs:
     """Runs programs; captures one when it comes for the second time, and replays it from then on.
 
-    limit: how many bytes the graphs may hold together; the least recently used go first. A quarter of the device's
-    memory if not given. On a CPU every program just runs.
+    All compute in the same memory, since what one leaves is copied before the next one is replayed. limit: how many
+    bytes the graphs may hold together; the least recently used go first, and what had to go twice is not captured
+    again. A quarter of the device's memory if not given. On a CPU every program just runs.
     """
 
     def __init__(self, device: torch.device, limit: int | None = None) -> None:
@@ -69,7 +70,9 @@ class Graphs:
             self.limit = int(SHARE * torch.cuda.get_device_properties(device).total_memory)
         self.kept: OrderedDict[Hashable, Graph] = OrderedDict()
         self.seen: set[Hashable] = set()
+        self.gone: set[Hashable] = set()
         self.never: set[Hashable] = set()
+        self.shared = 0  # bytes of the memory in which all compute
 
     def run(
         self,
@@ -112,11 +115,15 @@ class Graphs:
         graph, static = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs]
         if rehearse:
             program(*static)
+        others = [known.graph for known in self.kept.values()]
+        if not others:
+            self.shared = 0
+        pool = others[0].pool() if others else torch.cuda.graph_pool_handle()
         try:
             # Other threads may go on with what they do.
             # The outer stream is there to be gone back to, which a capture that fails forgets.
             here = torch.cuda.stream(torch.cuda.current_stream(self.device))
-            with here, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with here, torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
                 before = torch.cuda.memory_reserved(self.device)
                 outputs = program(*static)
         except torch.cuda.OutOfMemoryError:
@@ -129,22 +136,19 @@ class Graphs:
             random.graphsafe_set_state(random.clone_state())
             self.never.add(key)
             return False
-        size += torch.cuda.memory_reserved(self.device) - before + sum(tensor.nbytes for tensor in static)
-        if self.limit is not None and size > self.limit:
-            self.never.add(key)
-            return False
-        self.kept[key] = Graph(graph, program, static, outputs, size)
+        self.shared += torch.cuda.memory_reserved(self.device) - before
+        self.kept[key] = Graph(graph, program, static, outputs, size + sum(tensor.nbytes for tensor in static))
         while self.limit is not None and self.size > self.limit:
-            self.kept.popitem(last=False)
-        return True
+            oldest, _ = self.kept.popitem(last=False)
+            (self.never if oldest in self.gone else self.gone).add(oldest)
+        return key in self.kept
 
     @property
     def size(self) -> int:
         """The bytes that all graphs hold."""
-        return sum(graph.size for graph in self.kept.values())
+        return sum(graph.size for graph in self.kept.values()) + (self.shared if self.kept else 0)
 
     def clear(self) -> None:
         """Free every graph."""
-        self.kept.clear()
-        self.seen.clear()
-        self.never.clear()
+        for known in (self.kept, self.seen, self.gone, self.never):
+            known.clear()

@@ -4,6 +4,7 @@ A backbone's tests import everything from here and give a fixture `family`, see 
 """
 
 import copy
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -134,6 +135,29 @@ def test_what_waits_for_the_device_runs_without_a_graph_and_leaves_random_number
     assert torch.equal(graphs.run("does not", torch.neg, [given]), -given)
     assert torch.equal(graphs.run("does not", torch.neg, [given]), -given)
     assert "does not" in graphs.kept
+
+
+def test_graphs_share_memory_and_give_the_same_in_any_order():
+    graphs, wide = Graphs(torch.device("cuda")), torch.rand(1 << 22, device="cuda")
+    programs = [lambda x, by=by: ((x * by).cos() * by).sin() for by in range(1, 5)]
+    expected = [program(wide) for program in programs]
+    orders = [(0, 1, 2, 3), (0, 1, 2, 3), (3, 1, 0, 2), (2, 0, 1, 3)]
+    given = [[(number, graphs.run(number, programs[number], [wide])) for number in order] for order in orders]
+    assert len(graphs.kept) == len(programs)
+    for number, result in chain.from_iterable(given):
+        assert torch.equal(result, expected[number])
+    # Each keeps an input and an output, and what lies between is there once.
+    assert graphs.size <= (2 * len(programs) + 4) * wide.nbytes
+
+
+def test_what_does_not_fit_beside_another_twice_is_not_captured_again():
+    wide = torch.rand(1 << 22, device="cuda")
+    graphs = Graphs(torch.device("cuda"), limit=3 * wide.nbytes)
+    for turn in range(4):
+        for name in ("one", "other"):
+            assert torch.equal(graphs.run(name, torch.neg, [wide]), -wide)
+        assert (len(graphs.kept), len(graphs.never)) == [(0, 0), (1, 0), (1, 1), (1, 1)][turn]
+        assert graphs.size <= graphs.limit
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
