@@ -8,9 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import init_empty_weights
+from torch import nn
 
 LAYERS = 12  # of a small decoder: as many as the strategies' default stages need
 SPREAD = 0.02  # standard deviation of the weights, at which activations stay far below float16's largest number
@@ -52,19 +55,18 @@ class _Family(NamedTuple):
     argument: str
 
 
-def build(backbone: str, device: str, dtype: torch.dtype, small: bool = False) -> Case:
+def build(backbone: str, device: str, dtype: torch.dtype, small: bool = False, apart: bool = False) -> Case:
     """A backbone's model with seeded weights, and a prompt with one picture or video.
 
     backbone: one of BACKBONES, whose package the environment must have. small: a model of one or two
-    million weights, for a CPU. On the device "meta" everything has its shape and no memory. An answer never ends of
-    itself. Raises ValueError for another backbone.
+    million weights, for a CPU. apart: see `_apart`. On the device "meta" everything has its shape and no memory. An
+    answer never ends of itself. Raises ValueError for another backbone.
     """
     if backbone not in _FAMILIES:
         raise ValueError(f"backbone={backbone!r}: allowed are {', '.join(BACKBONES)}")
     family, place = _FAMILIES[backbone], torch.device(device)
     with _seeded(place, 0), place, torch.no_grad():
-        model = family.create(dtype, small).eval()
-        _fill(model)
+        model = (_apart(family.create, dtype, small) if apart else _fill(family.create(dtype, small))).eval()
         prompt = family.prompt(model, dtype)
         ids = torch.tensor([prompt.ids])
         inputs = {family.argument: ids, "attention_mask": torch.ones_like(ids)} | prompt.visuals
@@ -92,7 +94,28 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _fill(model: Any) -> None:
+def _apart(create: Callable[[torch.dtype, bool], Any], dtype: torch.dtype, small: bool) -> Any:
+    """A model whose decoder's layers lie on the CPU and have the first one's numbers, all in the same memory.
+
+    So a decoder that is larger than any memory can be split over several GPUs.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = create(dtype, small)
+    first, *others = model.get_decoder().layers
+    empty = {part for layer in others for part in layer.modules()}
+    for part in set(model.modules()) - empty:
+        for name, parameter in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype), requires_grad=False))
+    _fill(model)  # does nothing to what has no memory
+    first.to("cpu")
+    for layer in others:
+        for name, part in layer.named_modules():
+            for kind, parameter in first.get_submodule(name).named_parameters(recurse=False):
+                setattr(part, kind, nn.Parameter(parameter.data, requires_grad=False))
+    return model
+
+
+def _fill(model: Any) -> Any:
     """Give every parameter its value; the row of the token that ends an answer is zero, which never is the largest."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -102,6 +125,7 @@ def _fill(model: Any) -> None:
         else:
             parameter.normal_(std=SPREAD)
     model.get_output_embeddings().weight[model.generation_config.eos_token_id].zero_()
+    return model
 
 
 def _words(count: int, end: int) -> list[int]:
@@ -248,7 +272,7 @@ SMALL_QWEN = {
 }
 
 
-def _qwen2(dtype: torch.dtype, small: bool) -> Any:
+def _qwen2(dtype: torch.dtype, small: bool, large: bool = False) -> Any:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     import qwen2_vl_vtr  # noqa: F401  registers the backbone
@@ -264,6 +288,10 @@ def _qwen2(dtype: torch.dtype, small: bool) -> Any:
         "rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]},
     }
     vision = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "patch_size": 14}
+    if large:
+        text |= {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80}
+        text |= {"num_attention_heads": 64, "num_key_value_heads": 8}
+        vision["hidden_size"] = 8192
     if small:
         text = SMALL_QWEN | {"rope_scaling": {"rope_type": "default", "mrope_section": [4, 6, 6]}}
         vision = {"depth": 2, "embed_dim": 64, "hidden_size": 128, "num_heads": 2, "patch_size": 4}
@@ -334,6 +362,7 @@ _FAMILIES = {
     "llava": _Family(_llava, _llava_prompt, "inputs"),
     "video": _Family(_video, _video_prompt, "inputs"),
     "qwen2": _Family(_qwen2, _qwen_prompt, "input_ids"),
+    "qwen2-72b": _Family(partial(_qwen2, large=True), _qwen_prompt, "input_ids"),
     "qwen3": _Family(_qwen3, _qwen_prompt, "input_ids"),
 }
 BACKBONES = tuple(_FAMILIES)

@@ -1,6 +1,7 @@
 """A run of the benchmark as a table and as a picture."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from benchmarks.targets import targets
 
 def _text(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
+
+
+def made_with(about: dict[str, Any]) -> str:
+    """On what a run was made, in a line."""
+    versions = f"torch {about['torch']}, transformers {about['transformers']}, commit {about['commit']}"
+    return f"{about['device']}, {about['dtype']}, {versions}"
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -45,6 +52,27 @@ def tables(found: dict[str, Any]) -> str:
     ]
     aims = MarkdownTableWriter(headers=["target", "limit", "measured", ""], value_matrix=lines, margin=1).dumps()
     return f"{measured}\n{aims}" if lines else measured
+
+
+def scaling_table(about: dict[str, Any], rows: Sequence[Any]) -> str:
+    """The table of `benchmarks.scaling`, in Markdown, and on what it was made."""
+    lines = [
+        [
+            row.name,
+            "/".join(map(str, row.stages)) or str(about["visual"]),
+            _text(row.prefill, ".1f"),
+            _text(row.decode, ".1f"),
+            _text(row.rate, ".2f"),
+            *(_text(spent, ".2f") for spent in row.collectives.values()),
+            _text(row.weights / 1e9, ".1f"),
+            _text(row.peak / 1e9, ".1f"),
+        ]
+        for row in rows
+    ]
+    headers = ["", "visual tokens", "prefill ms", "ms a token", "answers/s"]
+    headers += [f"{kind} ms" for kind in rows[0].collectives] + ["weights GB a GPU", "peak GB a GPU"]
+    table = MarkdownTableWriter(headers=headers, value_matrix=lines, margin=1).dumps()
+    return f"{table}\n{about['processes']} processes, {made_with(about)}"
 
 
 def picture(found: dict[str, Any], file: Path) -> None:

@@ -17,8 +17,8 @@ from tqdm import tqdm
 import strategy
 from benchmarks import ceilings
 from benchmarks.measure import Row, first_difference, free, row
-from benchmarks.models import BACKBONES, build
-from benchmarks.report import picture, tables
+from benchmarks.models import BACKBONES, Case, build
+from benchmarks.report import made_with, picture, tables
 
 ENGINES = ("eager", "graph")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -128,22 +128,31 @@ def measured(options: argparse.Namespace, command: str, kept: Kept) -> dict[str,
             "first_difference": first_difference(case, graph.tokens[0], eager.tokens[0], **ways[way]),
         }
     return {
-        "about": {
-            "backbone": options.backbone,
-            "strategy": options.strategy,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, a small size",
-            "dtype": str(dtype).removeprefix("torch."),
-            "visual": case.visual,
-            "tokens": case.tokens,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "commit": commit(),
-            "command": command,
+        "about": about(options, case, device, dtype, command)
+        | {
             "ceilings": {"TFLOP/s": top.operations / 1e12, "GB/s": top.bytes / 1e9},
             "decode_floor": ceilings.decode_floor(case.model, top),
         },
         "rows": [each._asdict() for each in rows.values()],
         "ways": told,
+    }
+
+
+def about(
+    options: argparse.Namespace, case: Case, device: torch.device, dtype: torch.dtype, command: str
+) -> dict[str, Any]:
+    """What was measured, on what and with which versions."""
+    return {
+        "backbone": options.backbone,
+        "strategy": options.strategy,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, a small size",
+        "dtype": str(dtype).removeprefix("torch."),
+        "visual": case.visual,
+        "tokens": case.tokens,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": commit(),
+        "command": command,
     }
 
 
@@ -154,14 +163,12 @@ def main(arguments: list[str] | None = None) -> None:
     folder, stem = Path(options.output), f"{options.backbone}_{options.strategy}_{options.budget.replace(',', '_')}"
     kept = Kept(folder / f"{stem}.part", command)
     found = measured(options, command, kept)
-    about = found["about"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(found, indent=1))
     kept.file.unlink(missing_ok=True)
     picture(found, folder / f"{stem}.png")
     print(tables(found))
-    versions = f"torch {about['torch']}, transformers {about['transformers']}, commit {about['commit']}"
-    print(f"{about['device']}, {about['dtype']}, {versions}")
+    print(made_with(found["about"]))
     for way, told in found["ways"].items():
         print(f"{way}: where the answers of the engines part: {told['first_difference']}")
     print(f"written: {folder / stem}.json and .png")

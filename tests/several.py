@@ -1,9 +1,13 @@
-"""Starts processes that hold one model between them, and says what each of them answered and kept."""
+"""Starts processes that hold one model between them, and says what each of them answered and kept.
+
+Where there is a GPU for each they compute on those and talk through NCCL, else on the CPU through gloo.
+"""
 
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import torch
 from fast_checks import Asked, answer, config
 from torch import Tensor, multiprocessing
 from torch import distributed as dist
+from torch.utils._pytree import tree_map_only
 
 import strategy
 from strategy import parallel
@@ -40,13 +45,14 @@ class Parted:
 
 
 def run(asked: Asked, names: Iterable[str]) -> Ran:
-    ran = Ran({}, {}, {})
+    ran, there = Ran({}, {}, {}), methodcaller("to", asked.model.device)
+    asked = replace(asked, prompts=tree_map_only(Tensor, there, asked.prompts))
     for name in names:
         given = {"enabled": False} if name == "unpruned" else {"strategy": name}
         for kind in KINDS:
             with strategy.prune(asked.model, config(asked, engine="eager", **given)) as record:
-                ran.answers[name, kind] = answer(asked, kind, new=6)
-            ran.kept[name, kind] = [stage.kept for stage in record.stages]
+                ran.answers[name, kind] = answer(asked, kind, new=6).cpu()
+            ran.kept[name, kind] = [tuple(map(Tensor.cpu, stage.kept)) for stage in record.stages]
         ran.means[name] = record.means()
     return ran
 
@@ -61,17 +67,20 @@ def same(ran: Ran, whole: Ran, name: str, kind: str) -> bool:
     )
 
 
-def _work(rank: int, work: Callable[..., dict[str, Any]], ranks: int, build: Build, folder: Path) -> None:
+def _work(rank: int, work: Callable[..., dict[str, Any]], ranks: int, build: Build, folder: Path, gpus: bool) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ |= {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    dist.init_process_group(
+        "nccl" if gpus else "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
+    )
     torch.save(work(rank, ranks, build), folder / f"{rank}.pt")
     parallel.leave()
 
 
 def part(work: Callable[..., dict[str, Any]], build: Build, ranks: int, folder: Path) -> Parted:
     """Let so many processes do their work, given rank, ranks and build, and one have all of the model."""
-    given = (work, ranks, build, folder)
+    given = (work, ranks, build, folder, torch.cuda.device_count() >= ranks)
     context = multiprocessing.start_processes(_work, given, ranks, join=False, start_method="spawn")
     try:
         asked = build("cpu")

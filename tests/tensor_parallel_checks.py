@@ -66,8 +66,9 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     parallel.split(half, half.get_decoder(), ranks)
     group = parallel.split(asked.model, asked.model.get_decoder(), ranks)
     found = {"ran": run(asked, NAMES)} | pools(rank, ranks, group)
-    found["buffers"] = all(torch.equal(buffer, before[name]) for name, buffer in half.named_buffers())
-    found["heads"] = parallel.heads_of_all(torch.arange(4).view(2, 2, 1) + 4 * rank, group)
+    found["buffers"] = all(torch.equal(buffer.cpu(), before[name]) for name, buffer in half.named_buffers())
+    heads = torch.arange(4, device=asked.model.device).view(2, 2, 1) + 4 * rank
+    found["heads"] = parallel.heads_of_all(heads, group).cpu()
     with patch.object(engine, "heads_of_all", lambda own, group: own):
         found["alone"] = run(asked, ["clse"])
     with pytest.raises(ValueError, match=r"engine=graph: .* split\)"):

@@ -1,9 +1,36 @@
-"""The model of real size that the benchmarks ask, in its small size."""
+"""The models of real size that the benchmarks ask, in their small size, and what is measured in several processes."""
+
+import json
+import sys
 
 import pytest
+import torch
 from benchmark_checks import *  # noqa: F403
+from launching import run
+
+from benchmarks.models import build
 
 
 @pytest.fixture(scope="module")
 def backbone_name() -> str:
     return "qwen2"
+
+
+def test_the_large_one_has_the_published_size():
+    case = build("qwen2-72b", "meta", torch.float16)
+    assert sum(parameter.numel() for parameter in case.model.parameters()) == pytest.approx(73.4e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("way", ["tensor_parallel=2", "zero_stage=3"])
+def test_what_several_processes_take_is_measured(tmp_path, way):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "benchmarks.scaling"]
+    command += ["--backbone", "qwen2-72b", "--device", "cpu", "--budget", "0.334", "--new", "2", "--repeats", "1"]
+    done = run([*command, "--output", str(tmp_path), f"--{way}"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "| pruned 0.334 | 82/51/14 " in done.stdout
+    [file] = tmp_path.iterdir()
+    unpruned, pruned = json.loads(file.read_text())["rows"]
+    assert 0 < pruned["weights"] == unpruned["weights"]
+    assert unpruned["collectives"]["all-reduce"] > 0
+    assert pruned["collectives"]["all-gather"] > 0
+    assert (unpruned["collectives"]["all-gather"] > 0) == way.startswith("zero")
