@@ -71,6 +71,7 @@ def _work(rank: int, work: Callable[..., dict[str, Any]], ranks: int, build: Bui
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # convolutions as fine as one process's on the CPU
     dist.init_process_group(
         "nccl" if gpus else "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
     )
