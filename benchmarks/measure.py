@@ -69,6 +69,15 @@ def _synchronised(run: Callable[[], Any], device: torch.device) -> float:
     return 1000 * (time.perf_counter() - since)
 
 
+def warm_up(model: Any, generate: Callable[[int], Any], new: int) -> Any:
+    """Answer with `new` tokens and with one as often as it takes until all is captured; gives the last long answer."""
+    # What comes for the third time is replayed by the fast path.
+    for _ in range(1 if fast_of(model) is None else 3):
+        answers = generate(new)
+        generate(1)
+    return answers
+
+
 def row(name: str, case: Case, batch: int, repeats: int, new: int, **knobs: Any) -> Row:
     """Measure one way to answer; `new` tokens are decoded, and knobs are those of `strategy.VTRConfig`."""
     model, inputs = case.model, batched(case, batch)
@@ -79,10 +88,7 @@ def row(name: str, case: Case, batch: int, repeats: int, new: int, **knobs: Any)
         def generate(tokens: int) -> Tensor:
             return model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
 
-        # What comes for the third time is replayed by the fast path.
-        for _ in range(1 if fast_of(model) is None else 3):
-            answers = generate(new)
-            generate(1)
+        answers = warm_up(model, generate, new)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         firsts, prefills = [], []

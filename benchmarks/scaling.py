@@ -5,6 +5,7 @@ A launcher such as `python -m torch.distributed.run` starts it once a GPU.
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
 import strategy
-from benchmarks.measure import answering, row
+from benchmarks.measure import answering, warm_up
 from benchmarks.models import BACKBONES, Case, build
 from benchmarks.report import scaling_table
 from benchmarks.speed import DTYPES, about, knob, numbers
@@ -73,25 +75,36 @@ def loaded(options: argparse.Namespace, device: torch.device, dtype: torch.dtype
 
 def scaled(name: str, case: Case, device: torch.device, repeats: int, new: int, **knobs: Any) -> Scaled:
     """Measure one way to answer, in all processes at once; knobs are those of `strategy.VTRConfig`."""
-    weights = torch.cuda.memory_allocated(device) if device.type == "cuda" else _bytes(case.model)
-    alone = row(name, case, 1, repeats, new, **knobs)
-    with answering(case, **knobs):
+    on_gpu = device.type == "cuda"
+    weights = torch.cuda.memory_allocated(device) if on_gpu else _bytes(case.model)
+    with answering(case, **knobs) as run:
 
         def generate(tokens: int) -> Any:
-            return case.model.generate(**case.inputs, do_sample=False, max_new_tokens=tokens)
+            # The tokens are read, as by whoever asks for them.
+            return case.model.generate(**case.inputs, do_sample=False, max_new_tokens=tokens).tolist()
 
-        for _ in range(3):
-            generate(new)
+        warm_up(case.model, generate, new)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
         ranks.gather(None)
-        since = time.time()
+        begun = time.time()
         for _ in range(repeats):
-            generate(new).tolist()
-        spans = ranks.gather([since, time.time()])
-        took = max(end for _, end in spans) - min(start for start, _ in spans)
+            generate(new)
+        ended = time.time()
+        firsts, prefills = [], []
+        for _ in range(repeats):
+            since, before = time.time(), run.clock.seconds()["prefill"]
+            generate(1)
+            firsts.append(time.time() - since)
+            prefills.append(1000 * (run.clock.seconds()["prefill"] - before))
+        decode = 1000 * ((ended - begun) / repeats - statistics.median(firsts)) / (new - 1)
+        peak = torch.cuda.max_memory_allocated(device) if on_gpu else 0
         inside = _collectives(lambda: generate(1), device)
-    everyone = ranks.gather([alone.prefill, alone.decode, weights, alone.peak])
-    prefill, decode, most, peak = map(max, zip(*everyone, strict=True))
-    return Scaled(name, prefill, decode, repeats / took, most, peak, inside, alone.stages)
+        kept = run.means()["kept_tokens"]
+    everyone = ranks.gather([begun, ended, decode, statistics.median(prefills), weights, peak])
+    begun = min(first for first, *_ in everyone)
+    ended, decode, prefill, weights, peak = (max(each) for each in [*zip(*everyone, strict=True)][1:])
+    return Scaled(name, prefill, decode, repeats / (ended - begun), weights, peak, inside, [round(n) for n in kept])
 
 
 def _bytes(model: Any) -> int:
@@ -120,34 +133,33 @@ def main(arguments: list[str] | None = None) -> None:
     command = "-m benchmarks.scaling " + " ".join(sys.argv[1:] if arguments is None else arguments)
     device = torch.device(options.device if options.device == "cpu" else ranks.take_device())
     dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if device.type == "cpu" else torch.float16
+    since = time.time()
     try:
         case, apart = loaded(options, device, dtype)
     except ValueError as error:
         raise SystemExit(str(error)) from None
+    if not ranks.rank():
+        print(f"loaded: {time.time() - since:.0f} s", file=sys.stderr, flush=True)
     workers = ranks.count() // int(options.tensor_parallel)
     ways: dict[str, dict[str, Any]] = {"unpruned": {"enabled": False}}
     ways |= {
         f"pruned {each:g}": {"strategy": options.strategy, **knob(each)} for each in numbers(options.budget, float)
     }
+    told = about(options, case, device, dtype, command) | {"processes": ranks.count()}
+    kind = f"tensor{options.tensor_parallel}" if workers < ranks.count() else f"zero{options.zero_stage}"
+    file = Path(options.output) / f"{options.backbone}_{ranks.count()}_{kind if apart else 'data'}.json"
     rows = []
-    for way, knobs in ways.items():
-        found = scaled(way, case, device, options.repeats, options.new, engine="eager" if apart else "auto", **knobs)
+    for way in tqdm(ways, desc="Measuring", unit="way", disable=ranks.rank() > 0):
+        engine = "eager" if apart else "auto"
+        found = scaled(way, case, device, options.repeats, options.new, engine=engine, **ways[way])
         rows.append(found._replace(rate=found.rate * workers))
         if not ranks.rank():
-            print(f"measured: {way}", file=sys.stderr, flush=True)
-    if ranks.rank():
-        return
-    told = about(options, case, device, dtype, command) | {
-        "processes": ranks.count(),
-        "tensor_parallel": int(options.tensor_parallel),
-        "zero_stage": int(options.zero_stage),
-    }
-    kind = f"tensor{told['tensor_parallel']}" if told["tensor_parallel"] > 1 else f"zero{told['zero_stage']}"
-    file = Path(options.output) / f"{options.backbone}_{told['processes']}_{kind if apart else 'data'}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"about": told, "rows": [each._asdict() for each in rows]}, indent=1))
-    print(scaling_table(told, rows))
-    print(f"written: {file}")
+            # At once, since a run on several GPUs may be ended before it is through.
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"about": told, "rows": [each._asdict() for each in rows]}, indent=1))
+    if not ranks.rank():
+        print(scaling_table(told, rows))
+        print(f"written: {file}")
 
 
 if __name__ == "__main__":
