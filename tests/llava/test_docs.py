@@ -14,11 +14,12 @@ from documents import COMMANDS, DOCUMENTS, ROOT, blocks, commands, evaluations
 from lmms_eval.__main__ import parse_eval_args
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import simple_parse_args_string
+from torch.distributed import run
 from transformers import LlamaConfig, LlamaModel
 
 import strategy
 import training
-from benchmarks import speed
+from benchmarks import scaling, speed
 from comparison import compare
 from llava.lmms_eval_model import ARGUMENTS
 
@@ -99,6 +100,15 @@ def test_documented_comparisons_are_understood(words, monkeypatch):
 def test_documented_measurements_are_understood(words):
     given = speed.parse(["--backbone", words[2], *words[words.index("speed") + 1 :]])
     assert all(speed.knob(budget) for budget in speed.numbers(given.budget, float))
+
+
+@pytest.mark.parametrize("words", commands("benchmarks.scaling"), ids=lambda words: words[-1])
+def test_documented_measurements_on_several_gpus_are_understood(words):
+    launched = run.parse_args(words[words.index("torch.distributed.run") + 1 :])
+    assert (launched.module, launched.training_script) == (True, "benchmarks.scaling")
+    given = scaling.parse(launched.training_script_args)
+    assert given.backbone.startswith(words[2])
+    assert int(launched.nproc_per_node) % int(given.tensor_parallel) == 0
 
 
 def test_the_tables_of_knobs_and_strategies_are_complete():
