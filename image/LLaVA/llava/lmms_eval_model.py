@@ -1,13 +1,11 @@
 """The lmms-eval model `llava_vtr`: LLaVA-1.5, pruned by any strategy."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.utils import Collator
 from loguru import logger
 from PIL import Image
@@ -23,6 +21,7 @@ from llava.mm_utils import pad_left, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from strategy import parallel, ranks, zero
 from strategy.config import check_names, field_names
+from strategy.evaluated import Evaluated
 from strategy.unreadable import Unreadable, answer_readable
 
 # What `--model_args` may hold besides the pruning knobs, with the values it has if it does not.
@@ -40,12 +39,14 @@ DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "flo
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
 
 
-class LlavaVTR(lmms):
+class LlavaVTR(Evaluated, lmms):
     """LLaVA-1.5 with visual token pruning.
 
     Takes ARGUMENTS and the fields of `strategy.VTRConfig`, these also with `vtr_` in front. Anything
     wrong with them or with the checkpoint ends the run with one sentence.
     """
+
+    model_id = "llava_vtr"
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
@@ -73,42 +74,21 @@ class LlavaVTR(lmms):
                 dtype=dtype,
                 attn_implementation=options["attn_implementation"],
             )
-            self.group = parallel.split(self.model, self.model.get_decoder(), shares)
-            self.shards = zero.shard(self.model, self.model.get_decoder()) if sharded else None
+            self.share_out(self.model, self.model.get_decoder(), config, shares, sharded)
             self.device = self.model.device
-            self.record = strategy.attach(self.model, config)
         except ValueError as error:
             # lmms-eval would bury this under its own traceback.
-            raise SystemExit(f"llava_vtr: {error}") from None
-        self.seconds = 0.0
+            raise SystemExit(f"{self.model_id}: {error}") from None
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
         return self._answer(requests, self._generate_all, "")
 
     def _answer(self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]], nothing: Any) -> Any:
-        def readable(own: list[Instance]) -> list[Any]:
-            with zero.in_step(self.shards):
-                return answer_readable(self, own, answer, nothing, lambda told: logger.error(f"llava_vtr: {told}"))
+        def tell(told: str) -> None:
+            logger.error(f"{self.model_id}: {told}")
 
-        start = time.perf_counter()
-        try:
-            requests, own = parallel.pooled(requests, self.group)
-            answers = ranks.answer_own(requests, readable, nothing)[own]
-        except ValueError as error:
-            raise SystemExit(f"llava_vtr: {error}") from None
-        self.seconds += time.perf_counter() - start
-        return answers
-
-    def clean(self) -> None:
-        """Log what the answers of all processes cost, and let go of the model; lmms-eval calls it once, after them."""
-        record = self.record.over_ranks(parallel.is_first(self.group))
-        seconds = max(ranks.gather(self.seconds))
-        tokens = record.decoded + record.prompts
-        if self.rank == 0:
-            logger.info(f"llava_vtr {record.summary()}")
-            log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.numbers())
-        super().clean()
+        return self.answered(requests, lambda own: answer_readable(self, own, answer, nothing, tell), nothing)
 
     def _generate_all(self, requests: list[Instance]) -> list[str]:
         # Requests with the same generation arguments share a batch, long prompts first.

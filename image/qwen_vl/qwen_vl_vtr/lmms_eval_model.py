@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from lmms_eval.api.instance import Instance
-from lmms_eval.models.model_utils.gen_metrics import log_metrics, reset_logged_metrics
 from loguru import logger
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -21,21 +19,20 @@ from transformers import PretrainedConfig
 import strategy
 from strategy import parallel, ranks, zero
 from strategy.config import check_names, field_names
+from strategy.evaluated import Evaluated
 from strategy.unreadable import answer_readable
 
 # What transformers raises for a configuration with values of the wrong kind.
 MISFITS = (TypeError, AttributeError, KeyError, ZeroDivisionError)
 
 
-class PrunedQwen:
+class PrunedQwen(Evaluated):
     """Stands before one of lmms-eval's wrappers among the bases of a class.
 
     Takes the arguments of that wrapper and the fields of `strategy.VTRConfig`, these also with `vtr_` in
     front. The device is CUDA if there is one, else the CPU, where the model runs in float32. Anything
     wrong with the arguments or with the checkpoint ends the run with one sentence.
     """
-
-    model_id: str
 
     def __init__(self, **arguments: Any) -> None:
         try:
@@ -62,9 +59,7 @@ class PrunedQwen:
             if self.device.type == "cpu":
                 # The wrappers load half precision, which most CPUs only emulate.
                 self.model.float()
-            self.group = parallel.split(self.model, self.model.model.language_model, shares)
-            self.shards = zero.shard(self.model, self.model.model.language_model) if sharded else None
-            self.record = strategy.attach(self.model, config)
+            self.share_out(self.model, self.model.model.language_model, config, shares, sharded)
         except (ValueError, OSError) as error:
             # lmms-eval would bury this under its own traceback.
             raise SystemExit(f"{self.model_id}: {error}") from None
@@ -73,7 +68,6 @@ class PrunedQwen:
         except (SafetensorError, UnpicklingError, RuntimeError, *MISFITS) as error:
             reason, named = " ".join(str(error).split()), arguments.get("pretrained", "the default checkpoint")
             raise SystemExit(f"{self.model_id}: {named}: broken weights or configuration ({reason})") from None
-        self.seconds = 0.0
 
     def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Pictures as the grids of their tokens cover them: whole."""
@@ -81,14 +75,7 @@ class PrunedQwen:
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
         """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
-        start = time.perf_counter()
-        try:
-            requests, own = parallel.pooled(requests, self.group)
-            answers = ranks.answer_own(requests, self._by_task, "")[own]
-        except ValueError as error:
-            raise SystemExit(f"{self.model_id}: {error}") from None
-        self.seconds += time.perf_counter() - start
-        return answers
+        return self.answered(requests, self._by_task, "")
 
     def _by_task(self, requests: list[Instance]) -> list[Any]:
         def tell(told: str) -> None:
@@ -99,24 +86,11 @@ class PrunedQwen:
         for number, request in enumerate(requests):
             places.setdefault(tuple(request.args[-2:]), []).append(number)
         answers: list[Any] = [""] * len(requests)
-        with zero.in_step(self.shards):
-            for numbers in places.values():
-                mine = answer_readable(self, [requests[n] for n in numbers], super().generate_until, "", tell)
-                for number, said in zip(numbers, mine, strict=True):
-                    answers[number] = said
+        for numbers in places.values():
+            mine = answer_readable(self, [requests[n] for n in numbers], super().generate_until, "", tell)
+            for number, said in zip(numbers, mine, strict=True):
+                answers[number] = said
         return answers
-
-    def clean(self) -> None:
-        """Log what the answers of all processes cost, and let go of the model; lmms-eval calls it once, after them."""
-        record = self.record.over_ranks(parallel.is_first(self.group))
-        seconds = max(ranks.gather(self.seconds))
-        tokens = record.decoded + record.prompts
-        if self.rank == 0:
-            logger.info(f"{self.model_id} {record.summary()}")
-            # Some of the wrappers log what this process alone did.
-            reset_logged_metrics()
-            log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.numbers())
-        super().clean()
 
 
 @contextmanager
