@@ -55,18 +55,18 @@ class _Family(NamedTuple):
     argument: str
 
 
-def build(backbone: str, device: str, dtype: torch.dtype, small: bool = False, apart: bool = False) -> Case:
+def build(backbone: str, device: str, dtype: torch.dtype, small: bool = False, to_split: bool = False) -> Case:
     """A backbone's model with seeded weights, and a prompt with one picture or video.
 
     backbone: one of BACKBONES, whose package the environment must have. small: a model of one or two
-    million weights, for a CPU. apart: see `_apart`. On the device "meta" everything has its shape and no memory. An
-    answer never ends of itself. Raises ValueError for another backbone.
+    million weights, for a CPU. to_split: see `_to_split`. On the device "meta" everything has its shape and no memory.
+    An answer never ends of itself. Raises ValueError for another backbone.
     """
     if backbone not in _FAMILIES:
         raise ValueError(f"backbone={backbone!r}: allowed are {', '.join(BACKBONES)}")
     family, place = _FAMILIES[backbone], torch.device(device)
     with _seeded(place, 0), place, torch.no_grad():
-        model = (_apart(family.create, dtype, small) if apart else _fill(family.create(dtype, small))).eval()
+        model = (_to_split(family.create, dtype, small) if to_split else _fill(family.create(dtype, small))).eval()
         prompt = family.prompt(model, dtype)
         ids = torch.tensor([prompt.ids])
         inputs = {family.argument: ids, "attention_mask": torch.ones_like(ids)} | prompt.visuals
@@ -94,7 +94,7 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _apart(create: Callable[[torch.dtype, bool], Any], dtype: torch.dtype, small: bool) -> Any:
+def _to_split(create: Callable[[torch.dtype, bool], Any], dtype: torch.dtype, small: bool) -> Any:
     """A model whose decoder's layers lie on the CPU and have the first one's numbers, all in the same memory.
 
     So a decoder that is larger than any memory can be split over several GPUs.

@@ -28,11 +28,11 @@ COLLECTIVES = {"all-reduce": ("AllReduce", "gloo:all_reduce"), "all-gather": ("A
 
 
 class Scaled(NamedTuple):
-    """What one way to answer takes on all processes together, in ms and bytes; of the slowest or largest of them.
+    """What one way to answer takes, in ms and bytes, of the slowest or largest of all processes.
 
-    prefill: as its caller waits for it; decode: a token. rate: answers a second of all. weights: bytes of the model in
-    one GPU, between answers; peak: of all that was allocated there. collectives: ms in them during a prefill, by kind,
-    the wait for the others included. stages: visual tokens kept.
+    prefill: as its caller waits for it; decode: a token. rate: answers a second of all together. weights: bytes of the
+    model in one GPU, between answers; peak: of all that was allocated there. collectives: ms in them during a prefill,
+    by kind, the wait for the others included. stages: visual tokens kept.
     """
 
     name: str
@@ -58,23 +58,42 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=24, help="tokens decoded an answer")
     parser.add_argument("--repeats", type=int, default=15, help="times that a median is taken of, and answers counted")
     parser.add_argument("--output", default="results/scaling", help="folder for the JSON")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.new < 2 or options.repeats < 1:
+        parser.error(f"--new {options.new} --repeats {options.repeats}: want at least 2 tokens, and 1 time")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU; allowed here is --device cpu, which measures a small size")
+    try:
+        options.ways = {"unpruned": {"enabled": False}}
+        options.ways |= {
+            f"pruned {budget:g}": {"strategy": options.strategy, **knob(budget)}
+            for budget in numbers(options.budget, float)
+        }
+        for knobs in options.ways.values():
+            strategy.VTRConfig(**knobs)
+        options.shares = parallel.read_ranks(options.tensor_parallel)
+        options.sharded = zero.read_stage(options.zero_stage, options.shares)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
 
 
-def loaded(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[Case, bool]:
-    """The case, split or sharded as asked, and whether it is so."""
-    shares = parallel.read_ranks(options.tensor_parallel)
-    sharded = zero.read_stage(options.zero_stage, shares)
-    apart = shares > 1 or sharded
-    case = build(options.backbone, str(device), dtype, small=device.type == "cpu", apart=apart)
-    parallel.split(case.model, case.model.get_decoder(), shares)
-    if sharded:
+def load(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Case:
+    """The case, split or sharded as asked."""
+    to_split = options.shares > 1 or options.sharded
+    case = build(options.backbone, str(device), dtype, small=device.type == "cpu", to_split=to_split)
+    parallel.split(case.model, case.model.get_decoder(), options.shares)
+    if options.sharded:
         zero.shard(case.model, case.model.get_decoder())
-    return case, apart
+    return case
 
 
-def scaled(name: str, case: Case, device: torch.device, repeats: int, new: int, **knobs: Any) -> Scaled:
-    """Measure one way to answer, in all processes at once; knobs are those of `strategy.VTRConfig`."""
+def measure(name: str, case: Case, copies: int, repeats: int, new: int, **knobs: Any) -> Scaled:
+    """Measure one way to answer, in all processes at once, which hold so many copies of the model.
+
+    knobs: those of `strategy.VTRConfig`.
+    """
+    device = case.model.device
     on_gpu = device.type == "cuda"
     weights = torch.cuda.memory_allocated(device) if on_gpu else _bytes(case.model)
     with answering(case, **knobs) as run:
@@ -101,14 +120,17 @@ def scaled(name: str, case: Case, device: torch.device, repeats: int, new: int, 
         peak = torch.cuda.max_memory_allocated(device) if on_gpu else 0
         inside = _collectives(lambda: generate(1), device)
         kept = run.means()["kept_tokens"]
-    everyone = ranks.gather([begun, ended, decode, statistics.median(prefills), weights, peak])
-    begun = min(first for first, *_ in everyone)
-    ended, decode, prefill, weights, peak = (max(each) for each in [*zip(*everyone, strict=True)][1:])
-    return Scaled(name, prefill, decode, repeats / (ended - begun), weights, peak, inside, [round(n) for n in kept])
+    mine = [begun, ended, decode, statistics.median(prefills), weights, peak, *inside.values()]
+    first, *others = zip(*ranks.gather(mine), strict=True)
+    ended, decode, prefill, weights, peak, *spent = map(max, others)
+    rate = copies * repeats / (ended - min(first))
+    kinds = dict(zip(COLLECTIVES, spent, strict=True))
+    return Scaled(name, prefill, decode, rate, weights, peak, kinds, [round(each) for each in kept])
 
 
 def _bytes(model: Any) -> int:
-    return sum(parameter.nbytes for parameter in model.parameters())
+    """The bytes of a process's own weights: with ZeRO these are a share of what a parameter stands for."""
+    return sum(getattr(parameter, "ds_tensor", parameter).nbytes for parameter in model.parameters())
 
 
 def _collectives(run: Callable[[], Any], device: torch.device) -> dict[str, float]:
@@ -135,24 +157,19 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if device.type == "cpu" else torch.float16
     since = time.time()
     try:
-        case, apart = loaded(options, device, dtype)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
+        case = load(options, device, dtype)
+    except (ValueError, ImportError) as error:
+        raise SystemExit(f"--backbone {options.backbone}: {error}") from None
     if not ranks.rank():
         print(f"loaded: {time.time() - since:.0f} s", file=sys.stderr, flush=True)
-    workers = ranks.count() // int(options.tensor_parallel)
-    ways: dict[str, dict[str, Any]] = {"unpruned": {"enabled": False}}
-    ways |= {
-        f"pruned {each:g}": {"strategy": options.strategy, **knob(each)} for each in numbers(options.budget, float)
-    }
     told = about(options, case, device, dtype, command) | {"processes": ranks.count()}
-    kind = f"tensor{options.tensor_parallel}" if workers < ranks.count() else f"zero{options.zero_stage}"
-    file = Path(options.output) / f"{options.backbone}_{ranks.count()}_{kind if apart else 'data'}.json"
-    rows = []
-    for way in tqdm(ways, desc="Measuring", unit="way", disable=ranks.rank() > 0):
-        engine = "eager" if apart else "auto"
-        found = scaled(way, case, device, options.repeats, options.new, engine=engine, **ways[way])
-        rows.append(found._replace(rate=found.rate * workers))
+    kind = f"zero{options.zero_stage}" if options.sharded else f"tensor{options.shares}"
+    words = [options.backbone, options.strategy, options.budget.replace(",", "_"), kind, f"of{ranks.count()}"]
+    file, rows = Path(options.output) / f"{'_'.join(words)}.json", []
+    engine = "eager" if options.shares > 1 or options.sharded else "auto"
+    for way in tqdm(options.ways, desc="Measuring", unit="way", disable=ranks.rank() > 0):
+        copies = ranks.count() // options.shares
+        rows.append(measure(way, case, copies, options.repeats, options.new, engine=engine, **options.ways[way]))
         if not ranks.rank():
             # At once, since a run on several GPUs may be ended before it is through.
             file.parent.mkdir(parents=True, exist_ok=True)

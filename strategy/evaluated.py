@@ -4,7 +4,9 @@ It speaks lmms-eval's language, and needs it once the answers are there.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +14,10 @@ from torch import nn
 from strategy import parallel, ranks, zero
 from strategy.config import VTRConfig
 from strategy.engine import attach
+from strategy.journal import Journal
+
+# How answers are made, but not which.
+PLACES = ("batch_size", "device", "device_map", "tensor_parallel", "zero_stage", "resume_folder", "engine")
 
 
 class Evaluated:
@@ -22,6 +28,15 @@ class Evaluated:
 
     model_id: str
     rank: int
+
+    def take_up(self, config: VTRConfig, arguments: Mapping[str, Any], shares: int) -> None:
+        """Take up the answers in `resume_folder`, if that is among a model's arguments; see `Journal`."""
+        folder = arguments.get("resume_folder")
+        told = {"model": self.model_id, **arguments, **asdict(config)}
+        settings = {name: value for name, value in told.items() if name not in PLACES}
+        # The first of those that answer together writes.
+        self.journal = Journal(Path(folder), settings, ranks.rank() % shares == 0) if folder else None
+        self.before = 0
 
     def share_out(self, model: nn.Module, decoder: Any, config: VTRConfig, shares: int, sharded: bool) -> None:
         """Split or shard the model's decoder, if so asked, and attach a configuration; errors are those of both."""
@@ -35,9 +50,16 @@ class Evaluated:
 
         def in_step(own: list[Any]) -> list[Any]:
             with zero.in_step(self.shards):
-                return answer(own)
+                if self.journal is None:
+                    return answer(own)
+                answers, before = self.journal.fill_up(own, answer, nothing)
+            self.before += before
+            return answers
 
         start = time.perf_counter()
+        if self.group or self.shards:
+            # One that lmms-eval does not call, as all its answers are in a cache, is named here.
+            ranks.gather(None)
         try:
             requests, own = parallel.pooled(requests, self.group)
             answers = ranks.answer_own(requests, in_step, nothing)[own]
@@ -51,11 +73,14 @@ class Evaluated:
         from lmms_eval.models.model_utils.gen_metrics import log_metrics, reset_logged_metrics  # noqa: PLC0415
         from loguru import logger  # noqa: PLC0415
 
-        record = self.record.over_ranks(parallel.is_first(self.group))
+        counts = parallel.is_first(self.group)
+        record, before = self.record.over_ranks(counts), sum(ranks.gather(self.before * counts))
         seconds = max(ranks.gather(self.seconds))
         tokens = record.decoded + record.prompts
         if self.rank == 0:
             logger.info(f"{self.model_id} {record.summary()}")
+            if before:
+                logger.info(f"{self.model_id}: {before} more questions were answered by an earlier run")
             # Some of lmms-eval's wrappers log what this process alone did.
             reset_logged_metrics()
             log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.numbers())

@@ -14,17 +14,22 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 SHARE = 0.25  # of the device's memory that graphs may hold
+WORTH = 8  # replays that outweigh a capture
 
 
 @dataclass
 class Graph:
-    """A captured program with the tensors it reads and those it leaves; size: the bytes that are its own."""
+    """A captured program with the tensors it reads and those it leaves.
+
+    size: the bytes that are its own; uses: how often it was replayed.
+    """
 
     graph: torch.cuda.CUDAGraph
     program: Callable[..., Any]
     inputs: Sequence[Tensor]
     outputs: Any
     size: int
+    uses: int = 0
 
 
 class Beside:
@@ -60,8 +65,9 @@ class Graphs:
     """Runs programs; captures one when it comes for the second time, and replays it from then on.
 
     All compute in the same memory, since what one leaves is copied before the next one is replayed. limit: how many
-    bytes the graphs may hold together; the least recently used go first, and what had to go twice is not captured
-    again. A quarter of the device's memory if not given. On a CPU every program just runs.
+    bytes the graphs may hold together; the least recently used go first, and what had to go twice before it was of use
+    is not captured again, nor what is too large alone. A quarter of the device's memory if not given. On a CPU every
+    program just runs.
     """
 
     def __init__(self, device: torch.device, limit: int | None = None) -> None:
@@ -73,6 +79,7 @@ class Graphs:
         self.gone: set[Hashable] = set()
         self.never: set[Hashable] = set()
         self.shared = 0  # bytes of the memory in which all compute
+        self.spoilt: set[Any] = set()  # memory in which a capture failed, and where torch begins no other
 
     def run(
         self,
@@ -106,6 +113,7 @@ class Graphs:
         known = self.kept[key]
         for static, given in zip(known.inputs, inputs, strict=True):
             static.copy_(given, non_blocking=True)
+        known.uses += 1
         known.graph.replay()
         return tree_map_only(Tensor, torch.clone, known.outputs)
 
@@ -115,17 +123,20 @@ class Graphs:
         graph, static = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs]
         if rehearse:
             program(*static)
-        others = [known.graph for known in self.kept.values()]
-        if not others:
+        if not self.kept:
             self.shared = 0
-        pool = others[0].pool() if others else torch.cuda.graph_pool_handle()
+        pools = {known.graph.pool() for known in self.kept.values()} - self.spoilt
+        pool = pools.pop() if pools else torch.cuda.graph_pool_handle()
         try:
             # Other threads may go on with what they do.
             # The outer stream is there to be gone back to, which a capture that fails forgets.
             here = torch.cuda.stream(torch.cuda.current_stream(self.device))
             with here, torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
                 before = torch.cuda.memory_reserved(self.device)
-                outputs = program(*static)
+                try:
+                    outputs = program(*static)
+                finally:
+                    self.shared += torch.cuda.memory_reserved(self.device) - before
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -135,13 +146,24 @@ class Graphs:
             random = torch.cuda.default_generators[torch.cuda.current_device()]
             random.graphsafe_set_state(random.clone_state())
             self.never.add(key)
+            self.spoilt.add(pool)
             return False
-        self.shared += torch.cuda.memory_reserved(self.device) - before
-        self.kept[key] = Graph(graph, program, static, outputs, size + sum(tensor.nbytes for tensor in static))
-        while self.limit is not None and self.size > self.limit:
-            oldest, _ = self.kept.popitem(last=False)
-            (self.never if oldest in self.gone else self.gone).add(oldest)
+        self._keep(key, Graph(graph, program, static, outputs, size + sum(tensor.nbytes for tensor in static)))
         return key in self.kept
+
+    def _keep(self, key: Hashable, graph: Graph) -> None:
+        """Keep a graph, if it fits, and let others go for it."""
+        if self.limit is not None and self.shared + graph.size > self.limit:
+            self.never.add(key)
+            if self.size > self.limit:
+                # What it computes in stays as long as any of them does; the others come again.
+                self.kept.clear()
+            return
+        self.kept[key] = graph
+        while self.limit is not None and self.size > self.limit:
+            oldest, dropped = self.kept.popitem(last=False)
+            if dropped.uses < WORTH:
+                (self.never if oldest in self.gone else self.gone).add(oldest)
 
     @property
     def size(self) -> int:
@@ -150,5 +172,5 @@ class Graphs:
 
     def clear(self) -> None:
         """Free every graph."""
-        for known in (self.kept, self.seen, self.gone, self.never):
+        for known in (self.kept, self.seen, self.gone, self.never, self.spoilt):
             known.clear()

@@ -19,8 +19,7 @@ from strategy import fused, ranks
 
 # The projections whose results are sums over all ranks; all others of a layer give a rank its own share.
 SUMMED = ("self_attn.o_proj", "mlp.down_proj")
-# torch would end a group that waits, and name nobody; `ranks.Watch` is to be first.
-LATER = timedelta(days=1)
+LATER = 300.0  # seconds after `ranks.Watch`, which is to be first: torch ends a group that waits, and names nobody
 OWN = ...  # stands for what of a request does not travel
 
 
@@ -64,7 +63,7 @@ def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
             f"tensor_parallel={shares}: {reason} cannot be split; device_map=auto lays whole layers on several GPUs"
         )
     deepspeed = started(f"tensor_parallel={shares}")
-    group, _ = dist.new_subgroups(shares, timeout=LATER)
+    group, _ = dist.new_subgroups(shares, timeout=longest_wait())
     # It takes all to the type of the weights, also the rotary tables, which are finer.
     fine = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
     deepspeed.init_inference(
@@ -94,10 +93,15 @@ def started(asked: str) -> Any:
     ranks.take_device()
     # Its own sum for CPUs is over all processes, whatever the group, and is compiled at its first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(timeout=LATER)
+    deepspeed.init_distributed(timeout=longest_wait())
     # A process that ends with a group's threads running is now and then aborted.
     atexit.register(leave)
     return deepspeed
+
+
+def longest_wait() -> timedelta:
+    """How long a rank may wait for others in a collective; ValueError as in `ranks.longest_wait`."""
+    return timedelta(seconds=ranks.longest_wait() + LATER)
 
 
 def leave() -> None:

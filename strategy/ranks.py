@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
+from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 WAIT = "VTR_RANK_WAIT"  # the environment variable
 SECONDS = 1800.0
 PAUSE = 0.1  # seconds between two looks
+LOST = 10.0  # seconds that a launcher may take to notice a process that died
 FILLS = "__padding_only__"  # lmms-eval's mark in the metadata of a request
 MEETINGS = itertools.count()
 COUNTS = ("turns", "passes", "beats")  # of each rank, in the store
@@ -121,6 +123,10 @@ def ending_all() -> Iterator[None]:
     except (Exception, SystemExit) as error:
         # lmms-eval would go on without this one's answers, and the others would wait for them.
         reason = str(error) or type(error).__name__
+        if isinstance(error, dist.DistError) or "closed by peer" in reason:
+            # The launcher knows which one is lost, and should be first to tell.
+            time.sleep(LOST)
+            reason = f"lost another rank ({reason})"
         _stop_all(f"{traceback.format_exc()}rank {rank()}: {reason}, so all ranks stop")
 
 

@@ -65,6 +65,28 @@ def test_processes_answer_and_count_as_one(wrapper, single, tmp_path, count, mor
     assert f"{LIMIT} samples (means over samples)" in told
 
 
+def go_on(wrapper, answers, tmp_path, question, then, *more):
+    """Let one of two processes die at a question, and others go on from the answers that were made."""
+    folder = tmp_path / "answers"
+    words = evaluation(wrapper, tmp_path, f"resume_folder={folder}", *more)
+    done = run(launched(2, FAULTY, "die", 1, question, "lmms_eval", *words))
+    assert done.returncode
+    assert "so all ranks stop" not in done.stderr, "the launcher names the one that died"
+    made = sum(len(file.read_text().splitlines()) for file in folder.glob("*.jsonl"))
+    assert 1 <= made < LIMIT
+    done = run(launched(then, "-m", "lmms_eval", *words))
+    assert done.returncode == 0, done.stderr[-2000:]
+    [samples] = tmp_path.rglob("*_samples_*.jsonl")
+    assert by_number(map(json.loads, samples.read_text().splitlines())) == answers
+    told = done.stdout + done.stderr
+    assert f"{LIMIT - made} samples (means over samples)" in told
+    assert f"{made} more questions were answered by an earlier run" in told
+
+
+def test_after_a_process_died_others_go_on_from_the_answers_that_were_made(wrapper, single, tmp_path):
+    go_on(wrapper, single[0], tmp_path, 1, 3)
+
+
 def test_the_documented_launches_are_understood(wrapper):
     found = [words for words in launches("lmms_eval") if wrapper.name in words]
     assert found

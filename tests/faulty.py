@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from strategy import ranks
+from strategy import journal, ranks
 
 kind, rank, question, name = sys.argv[1:5]
 sys.argv = sys.argv[4:]
@@ -26,6 +26,7 @@ def beat():
 
 
 ranks.beat = beat
+journal.AT_ONCE = 1
 if name.endswith(".py"):
     runpy.run_path(name, run_name="__main__")
 else:

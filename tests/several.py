@@ -59,11 +59,11 @@ def run(asked: Asked, names: Iterable[str]) -> Ran:
 
 def same(ran: Ran, whole: Ran, name: str, kind: str) -> bool:
     """Whether a process answered and kept what one process does with the whole model."""
-    its, kept = ran.kept[name, kind], whole.kept[name, kind]
-    return (
-        torch.equal(ran.answers[name, kind], whole.answers[name, kind])
-        and len(its) == len(kept)
-        and all(torch.equal(a, b) for mine, its in zip(its, kept, strict=True) for a, b in zip(mine, its, strict=True))
+    kept, expected = (each.kept[name, kind] for each in (ran, whole))
+    return torch.equal(ran.answers[name, kind], whole.answers[name, kind]) and all(
+        torch.equal(mine, its)
+        for stage, other in zip(kept, expected, strict=True)
+        for mine, its in zip(stage, other, strict=True)
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from benchmark_checks import *  # noqa: F403
 from launching import run
 
+from benchmarks import scaling
 from benchmarks.models import build
 
 
@@ -21,6 +22,22 @@ def test_the_large_one_has_the_published_size():
     assert sum(parameter.numel() for parameter in case.model.parameters()) == pytest.approx(73.4e9, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--new 1", "--new 1 --repeats 15: want at least 2 tokens"),
+        ("--budget 0", "retain_ratio"),
+        ("--budget few", "few"),
+        ("--tensor_parallel 2", "tensor_parallel=2: want 2 processes"),
+        ("--zero_stage 3", "zero_stage=3: want several processes"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is_loaded(capsys, words, told):
+    with pytest.raises(SystemExit):
+        scaling.parse(["--backbone", "qwen2-72b", "--device", "cpu", *words.split()])
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("way", ["tensor_parallel=2", "zero_stage=3"])
 def test_what_several_processes_take_is_measured(tmp_path, way):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "benchmarks.scaling"]
@@ -30,7 +47,10 @@ def test_what_several_processes_take_is_measured(tmp_path, way):
     assert "| pruned 0.334 | 82/51/14 " in done.stdout
     [file] = tmp_path.iterdir()
     unpruned, pruned = json.loads(file.read_text())["rows"]
-    assert 0 < pruned["weights"] == unpruned["weights"]
+    whole = build("qwen2-72b", "cpu", torch.float32, small=True).model
+    size, layers = (sum(p.nbytes for p in part.parameters()) for part in (whole, whole.get_decoder().layers))
+    # Norms are not split, and shares are rounded up.
+    assert size - layers / 2 <= pruned["weights"] == unpruned["weights"] < size - 0.49 * layers
     assert unpruned["collectives"]["all-reduce"] > 0
     assert pruned["collectives"]["all-gather"] > 0
     assert (unpruned["collectives"]["all-gather"] > 0) == way.startswith("zero")

@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, Any] = {
     "conv_template": "vicuna_v1",
     "tensor_parallel": 1,
     "zero_stage": 0,
+    "resume_folder": None,
 }
 DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
@@ -65,9 +66,10 @@ class LlavaVTR(Evaluated, lmms):
             shares = parallel.read_ranks(options["tensor_parallel"])
             sharded = zero.read_stage(options["zero_stage"], shares)
             ranks.longest_wait()
+            self.take_up(config, options, shares)
             place, dtype = options["device"] or ranks.take_device(), DTYPES[options["dtype"]]
             if shares > 1 or sharded:  # the whole model may be too large for a GPU
-                place, dtype = "cpu", dtype or (None if place == "cpu" else torch.float16)
+                place, dtype = "cpu", dtype or (None if ranks.take_device() == "cpu" else torch.float16)
             self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
                 options["pretrained"],
                 device=place,
@@ -76,7 +78,7 @@ class LlavaVTR(Evaluated, lmms):
             )
             self.share_out(self.model, self.model.get_decoder(), config, shares, sharded)
             self.device = self.model.device
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             # lmms-eval would bury this under its own traceback.
             raise SystemExit(f"{self.model_id}: {error}") from None
 

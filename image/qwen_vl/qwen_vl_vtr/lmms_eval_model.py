@@ -40,9 +40,12 @@ class PrunedQwen(Evaluated):
             stock = [
                 name for name, p in inspect.signature(super().__init__).parameters.items() if p.kind != p.VAR_KEYWORD
             ]
-            check_names(arguments, (*stock, "tensor_parallel", "zero_stage", *field_names()))
+            check_names(arguments, (*stock, "tensor_parallel", "zero_stage", "resume_folder", *field_names()))
             shares = parallel.read_ranks(arguments.pop("tensor_parallel", 1))
             sharded = zero.read_stage(arguments.pop("zero_stage", 0), shares)
+            ranks.longest_wait()
+            self.take_up(config, arguments, shares)
+            arguments.pop("resume_folder", None)
             place = ranks.take_device()
             if shares > 1 or sharded:
                 # The whole of what is to be split may be too large for a GPU.
@@ -51,7 +54,6 @@ class PrunedQwen(Evaluated):
             arguments.setdefault("device_map", arguments["device"])
             if "pretrained" in arguments:
                 check_checkpoint(arguments["pretrained"])
-            ranks.longest_wait()
             with alone():
                 super().__init__(**arguments)
             # Answers follow the prompt, so what fills it up comes before; the wrappers leave that to the checkpoint.
