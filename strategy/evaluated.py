@@ -3,6 +3,7 @@
 It speaks lmms-eval's language, and needs it once the answers are there.
 """
 
+import atexit
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -40,6 +41,8 @@ class Evaluated:
 
     def share_out(self, model: nn.Module, decoder: Any, config: VTRConfig, shares: int, sharded: bool) -> None:
         """Split or shard the model's decoder, if so asked, and attach a configuration; errors are those of both."""
+        # lmms-eval leaves its group of processes as it is, and one that ends so is now and then aborted.
+        atexit.register(parallel.leave)
         self.group = parallel.split(model, decoder, shares)
         self.shards = zero.shard(model, decoder) if sharded else None
         self.record = attach(model, config)
