@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 import strategy
 from benchmarks.measure import answering, warm_up
-from benchmarks.models import BACKBONES, Case, build
+from benchmarks.models import Case, build
 from benchmarks.report import scaling_table
-from benchmarks.speed import DTYPES, about, knob, numbers
+from benchmarks.speed import about, dtype_of, parser_of, ways_of
 from strategy import parallel, ranks, zero
 
 # What is added up or collected over the GPUs, by how the kernels of NCCL and the calls of gloo are named.
@@ -47,28 +47,17 @@ class Scaled(NamedTuple):
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--backbone", required=True, choices=BACKBONES)
-    parser.add_argument("--budget", default="192", help="keep_tokens, or up to 1 retain_ratio; several, such as 192,64")
-    parser.add_argument("--strategy", default="clse", choices=strategy.available())
+    parser = parser_of(__doc__, new=24, output="results/scaling")
     parser.add_argument("--tensor_parallel", default="1", help="processes that a model is split over")
     parser.add_argument("--zero_stage", default="0", help="3: shard the weights over all processes")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="the GPU of each process, else a small size on a CPU")
-    parser.add_argument("--dtype", choices=DTYPES, help="float16 on a GPU, else float32")
-    parser.add_argument("--new", type=int, default=24, help="tokens decoded an answer")
-    parser.add_argument("--repeats", type=int, default=15, help="times that a median is taken of, and answers counted")
-    parser.add_argument("--output", default="results/scaling", help="folder for the JSON")
     options = parser.parse_args(arguments)
     if options.new < 2 or options.repeats < 1:
         parser.error(f"--new {options.new} --repeats {options.repeats}: want at least 2 tokens, and 1 time")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU; allowed here is --device cpu, which measures a small size")
     try:
-        options.ways = {"unpruned": {"enabled": False}}
-        options.ways |= {
-            f"pruned {budget:g}": {"strategy": options.strategy, **knob(budget)}
-            for budget in numbers(options.budget, float)
-        }
+        options.ways = ways_of(options)
         for knobs in options.ways.values():
             strategy.VTRConfig(**knobs)
         options.shares = parallel.read_ranks(options.tensor_parallel)
@@ -154,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     command = "-m benchmarks.scaling " + " ".join(sys.argv[1:] if arguments is None else arguments)
     device = torch.device(options.device if options.device == "cpu" else ranks.take_device())
-    dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if device.type == "cpu" else torch.float16
+    dtype = dtype_of(options, device)
     since = time.time()
     try:
         case = load(options, device, dtype)

@@ -24,19 +24,37 @@ ENGINES = ("eager", "graph")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def parser_of(about: str | None, new: int, output: str) -> argparse.ArgumentParser:
+    """What every measurement can be told; new, output: the defaults of these."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--backbone", required=True, choices=BACKBONES)
     parser.add_argument("--budget", default="192", help="keep_tokens, or up to 1 retain_ratio; several, such as 192,64")
     parser.add_argument("--strategy", default="clse", choices=strategy.available())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu: a small size")
     parser.add_argument("--dtype", choices=DTYPES, help="float16 on a GPU, else float32")
+    parser.add_argument("--new", type=int, default=new, help="tokens decoded an answer")
+    parser.add_argument("--repeats", type=int, default=15, help="times that each is measured")
+    parser.add_argument("--output", default=output, help="folder for what is written")
+    return parser
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = parser_of(__doc__, new=64, output="results/speed")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu: a small size")
     parser.add_argument("--batches", default="1", help="batch sizes, such as 1,2,4,8,16,32,64, for the first budget")
-    parser.add_argument("--new", type=int, default=64, help="tokens decoded an answer")
-    parser.add_argument("--repeats", type=int, default=15, help="times that a median is taken of")
-    parser.add_argument("--output", default="results/speed", help="folder for the JSON and the plot")
     return parser.parse_args(arguments)
+
+
+def dtype_of(options: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """The type of the weights, as asked or as fits the device."""
+    return DTYPES[options.dtype or ("float32" if device.type == "cpu" else "float16")]
+
+
+def ways_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The fields of `strategy.VTRConfig` for each way to answer, the unpruned one first; ValueError for no number."""
+    budgets = dict.fromkeys(numbers(options.budget, float))
+    pruned = {f"pruned {budget:g}": {"strategy": options.strategy, **knob(budget)} for budget in budgets}
+    return {"unpruned": {"enabled": False}, **pruned}
 
 
 def knob(budget: float) -> dict[str, Any]:
@@ -81,12 +99,11 @@ def measured(options: argparse.Namespace, command: str, kept: Kept) -> dict[str,
     """Everything that a run measures, ready for JSON; rows that are kept are not measured again."""
     device = torch.device(options.device)
     small = device.type == "cpu"
-    dtype = DTYPES[options.dtype] if options.dtype else torch.float32 if small else torch.float16
+    dtype = dtype_of(options, device)
     case = build(options.backbone, options.device, dtype, small=small)
     repeats, layers = options.repeats, case.model.get_decoder().layers
     budgets = [*dict.fromkeys(numbers(options.budget, float))]
-    ways: dict[str, dict[str, Any]] = {"unpruned": {"enabled": False}}
-    ways |= {f"pruned {budget:g}": {"strategy": options.strategy, **knob(budget)} for budget in budgets}
+    ways = ways_of(options)
     jobs = [(way, engine, 1) for way in ways for engine in ENGINES]
     jobs += [(way, "graph", batch) for batch in numbers(options.batches, int) if batch > 1 for way in [*ways][:2]]
     rows: dict[tuple[str, str, int], Row] = dict(kept.rows)

@@ -63,7 +63,7 @@ def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
             f"tensor_parallel={shares}: {reason} cannot be split; device_map=auto lays whole layers on several GPUs"
         )
     deepspeed = started(f"tensor_parallel={shares}")
-    group, _ = dist.new_subgroups(shares, timeout=longest_wait())
+    group, _ = dist.new_subgroups(shares, timeout=group_timeout())
     # It takes all to the type of the weights, also the rotary tables, which are finer.
     fine = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
     deepspeed.init_inference(
@@ -93,13 +93,13 @@ def started(asked: str) -> Any:
     ranks.take_device()
     # Its own sum for CPUs is over all processes, whatever the group, and is compiled at its first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(timeout=longest_wait())
+    deepspeed.init_distributed(timeout=group_timeout())
     # A process that ends with a group's threads running is now and then aborted.
     atexit.register(leave)
     return deepspeed
 
 
-def longest_wait() -> timedelta:
+def group_timeout() -> timedelta:
     """How long a rank may wait for others in a collective; ValueError as in `ranks.longest_wait`."""
     return timedelta(seconds=ranks.longest_wait() + LATER)
 
