@@ -23,6 +23,7 @@ WAIT = "VTR_RANK_WAIT"  # the environment variable
 SECONDS = 1800.0
 PAUSE = 0.1  # seconds between two looks
 LOST = 10.0  # seconds that a launcher may take to notice a process that died
+GLOO = "/gloo/transport/"  # in the message of each of gloo's errors, which have no type of their own
 FILLS = "__padding_only__"  # lmms-eval's mark in the metadata of a request
 MEETINGS = itertools.count()
 COUNTS = ("turns", "passes", "beats")  # of each rank, in the store
@@ -123,7 +124,7 @@ def ending_all() -> Iterator[None]:
     except (Exception, SystemExit) as error:
         # lmms-eval would go on without this one's answers, and the others would wait for them.
         reason = str(error) or type(error).__name__
-        if isinstance(error, dist.DistError) or "closed by peer" in reason:
+        if isinstance(error, dist.DistError) or GLOO in reason:
             # The launcher knows which one is lost, and should be first to tell.
             time.sleep(LOST)
             reason = f"lost another rank ({reason})"

@@ -114,6 +114,38 @@ def test_an_error_where_processes_keep_in_step_stops_all_and_is_told(tmp_path):
     assert (status, lines) == (1, ["rank 1: no room for 7 tokens, so all ranks stop"])
 
 
+@pytest.mark.parametrize("seen", ["closed", "reset"])
+def test_a_process_that_loses_another_does_not_tell_of_itself(tmp_path, seen):
+    body = f"""
+    from socket import SO_LINGER, SOL_SOCKET, socket
+    from threading import Timer
+    from torch import distributed as dist
+    dist.init_process_group("gloo")
+    def sockets():
+        for number in map(int, os.listdir("/proc/self/fd")):
+            try:
+                yield socket(fileno=os.dup(number))
+            except OSError:
+                pass
+    def answer(requests):
+        dist.all_reduce(dist.torch.ones(1))
+        if me == 1:
+            for each in sockets() if {seen == "reset"} else ():
+                each.setsockopt(SOL_SOCKET, SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))  # on, for no time
+                each.detach()
+            Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            time.sleep(3600)
+        try:
+            dist.all_reduce(dist.torch.ones(1))
+        except RuntimeError as error:
+            print("said", "reset" if "reset" in str(error) else "closed", flush=True)
+            raise
+    class Request: metadata = {{}}
+    ranks.answer_own([Request()], answer, "")
+    """
+    assert told(launch(tmp_path, 2, body)) == (1, [f"said {seen}"])
+
+
 @pytest.mark.parametrize(("lost", "named"), [([1], "rank 1"), ([0, 1], "rank 0, rank 1")])
 def test_a_process_that_others_wait_for_within_a_pass_is_named(tmp_path, lost, named):
     body = f"""
