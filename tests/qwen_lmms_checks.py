@@ -132,6 +132,12 @@ def test_a_wrong_argument_is_one_sentence(wrapper, knobs, words):
     assert words in str(stop.value)
 
 
+def test_several_rounds_are_refused_where_answers_would_be_shared_or_kept(wrapper, tmp_path):
+    kept = wrapper.load(f"resume_folder={tmp_path}")
+    with pytest.raises(SystemExit, match="several rounds do not go with tensor_parallel, zero_stage or resume_folder"):
+        kept.generate_until_multi_round([])
+
+
 def spoil_nothing_there(folder):
     for file in folder.iterdir():
         file.unlink()

@@ -76,10 +76,11 @@ def test_a_documented_strategy_is_one_short_file_that_the_matrix_tests(tmp_path)
     [block] = [block for document, block in blocks("python") if document.name == "ADDING_A_STRATEGY.md"]
     assert len(block.splitlines()) < 40
     for folder in ("strategy", "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("golden", "__pycache__"))
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "strategy/change.py").write_text(block)
-    command = [sys.executable, "-m", "pytest", "tests/llava/test_engine.py", "-k", "change", "-p", "no:cacheprovider"]
+    tests = ["tests/llava/test_engine.py", "tests/strategy"]
+    command = [sys.executable, "-m", "pytest", *tests, "-k", "change", "-p", "no:cacheprovider"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "examples/shapes")])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

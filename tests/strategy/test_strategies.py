@@ -18,7 +18,19 @@ from strategy.sparsevlm import cluster_centres, raters
 LLAVA = Facts(depth=32, nominal_tokens=576, pair_cost=1 / 576)
 QWEN = Facts(depth=28, nominal_tokens=576, own_size=True, pair_cost=1e-4)
 VIDEO = Facts(depth=32, nominal_tokens=2048, video=True, pair_cost=1e-5)
-WITHOUT_ATTENTION = ("divprune", "uniform", "pool")
+# How many stages there are, the layer they refer to, and the first that may be pruned at.
+PUBLISHED = {
+    "clse": (3, 0, 1),
+    "random": (3, 0, 1),
+    "sparsevlm": (3, 0, 1),
+    "pdrop": (3, None, 1),
+    "fastv": (1, None, 1),
+    "priortr": (1, None, 1),
+    "priortr_2f": (1, None, 1),
+    "divprune": (1, None, 0),
+    "uniform": (1, None, 0),
+    "pool": (1, None, 0),
+}
 
 
 def make(name, **knobs):
@@ -341,19 +353,19 @@ def test_the_published_layers_and_budgets(name, facts, knobs, layers, kept):
 def test_default_layers_rise_at_any_depth(name):
     for depth in range(5, 81):
         layers = plan(name, Facts(depth=depth, nominal_tokens=576)).layers
-        assert len(layers) == (3 if name in ("clse", "random", "pdrop", "sparsevlm") else 1)
+        assert len(layers) == PUBLISHED.get(name, [len(layers)])[0]
         assert list(layers) == sorted(set(layers))
         assert layers[-1] < depth
 
 
-@pytest.mark.parametrize("name", available())
-def test_only_clse_and_sparsevlm_refer_to_an_earlier_layer(name):
-    assert plan(name).reference == (0 if name in ("clse", "random", "sparsevlm") else None)
+@pytest.mark.parametrize(("name", "reference"), [(name, reference) for name, (_, reference, _) in PUBLISHED.items()])
+def test_only_clse_and_sparsevlm_refer_to_an_earlier_layer(name, reference):
+    assert plan(name).reference == reference
 
 
-@pytest.mark.parametrize("name", available())
-def test_only_what_needs_no_attention_prunes_before_the_first_layer(name):
-    if name in WITHOUT_ATTENTION:
+@pytest.mark.parametrize(("name", "earliest"), [(name, earliest) for name, (*_, earliest) in PUBLISHED.items()])
+def test_only_what_needs_no_attention_prunes_before_the_first_layer(name, earliest):
+    if not earliest:
         assert plan(name, prune_layer=0).layers == (0,)
     else:
         with pytest.raises(ValueError, match=r"prune_layer=\[0\]: this strategy prunes at 1 at the earliest"):

@@ -79,6 +79,14 @@ class PrunedQwen(Evaluated):
         """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
         return self.answered(requests, self._by_task, "")
 
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[Any]:
+        """Answer tasks of several rounds, if the wrapper does: each process its own, and nothing is kept of them."""
+        if self.group or self.shards or self.journal:
+            raise SystemExit(
+                f"{self.model_id}: tasks of several rounds do not go with tensor_parallel, zero_stage or resume_folder"
+            )
+        return super().generate_until_multi_round(requests)
+
     def _by_task(self, requests: list[Instance]) -> list[Any]:
         def tell(told: str) -> None:
             logger.error(f"{self.model_id}: {told}")
