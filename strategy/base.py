@@ -37,8 +37,9 @@ class Facts:
 class StageBudgets:
     """A budget as the user gave it, in tokens or as a ratio, and what part of it each stage keeps.
 
-    One number is taken times each weight, or stands for `stages`, numbers of tokens (shares of a sample's own
-    ones for `Facts.own_size`); several must be one a stage. basis: see `VTRConfig`.
+    One number is what a single stage keeps. Of several it is taken times each weight, or stands for `stages`, numbers
+    of tokens (shares of a sample's own ones for `Facts.own_size`); several numbers must be one a stage. basis: see
+    `VTRConfig`.
     """
 
     tokens: tuple[int, ...] | None
@@ -91,7 +92,7 @@ class Plan:
         elif not facts.own_size and budget.ratio:
             values = tuple(math.floor(value * facts.nominal_tokens) for value in values)
         single = values[0] if len(values) == 1 else None
-        if single is not None:
+        if single is not None and len(layers) > 1:
             values = budget.stages or tuple(weight * single for weight in budget.weights)
         if len(values) != len(layers):
             raise ValueError(

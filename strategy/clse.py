@@ -138,12 +138,10 @@ class CLSE(Strategy):
         config = self.config
         layers = config.prune_layer or ((VIDEO_LAYER,) if facts.video else default_prune_layers(facts.depth))
         reference = (VIDEO_REFERENCE if facts.video else 0) if config.ref_layers is None else config.ref_layers[0]
-        return Plan.resolve(layers, reference, self._budgets(len(layers), facts), facts)
+        return Plan.resolve(layers, reference, self._budgets(facts), facts)
 
-    def _budgets(self, stages: int, facts: Facts) -> StageBudgets:
+    def _budgets(self, facts: Facts) -> StageBudgets:
         budget = self.budget(tokens=VIDEO_BUDGET if facts.video else 192)
-        if stages != 3:
-            return budget
         for (tokens, ratio), (counts, shares) in PUBLISHED.items():
             if budget.tokens == (tokens,) or budget.ratio == (ratio,):
                 return replace(budget, stages=shares if facts.own_size else counts)

@@ -68,10 +68,9 @@ class SparseVLM(Strategy):
             first, second, third = (round(layer * facts.depth / DEPTH) for layer in LAYERS)
             first, second = max(1, first), max(2, second)
             layers = (first, max(first + 1, second), max(second + 1, third))
-        if len(layers) == len(LAYERS):
-            row = PUBLISHED.get(budget.tokens[0]) if budget.tokens and len(budget.tokens) == 1 else None
-            unit = facts.nominal_tokens if facts.own_size else 1
-            budget = replace(budget, weights=WEIGHTS, stages=row and tuple(kept / unit for kept in row))
+        row = PUBLISHED.get(budget.tokens[0]) if budget.tokens and len(budget.tokens) == 1 else None
+        unit = facts.nominal_tokens if facts.own_size else 1
+        budget = replace(budget, weights=WEIGHTS, stages=row and tuple(kept / unit for kept in row))
         return Plan.resolve(layers, 0, budget, facts)
 
     def score(self, view: View) -> Tensor:

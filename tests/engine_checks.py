@@ -305,6 +305,10 @@ def batch(request: pytest.FixtureRequest, family: Family) -> Batch:
     return make(request.param, family.decoder("sdpa").config.hidden_size)
 
 
+# Those that multiply matrices to score, or to merge.
+MULTIPLY = ("clse", "fastv", "pdrop", "sparsevlm", "priortr", "priortr_2f", "divprune", "pool")
+
+
 def first_layers(name: str) -> list[int]:
     """The earliest layers that a strategy prunes at: 1, and 0 for one that needs no attention."""
     try:
@@ -501,7 +505,8 @@ def test_the_counts_are_those_of_torch(family, name, attention):
                 positions = torch.full((3, 1), 110 + step)
                 family.run(decoder, batch.embeddings[:, :1], None, positions, cache)
     costs = run.means()["multiply_adds"]
-    assert costs["scoring"] > 0 or name in ("random", "uniform")
+    if name in MULTIPLY:
+        assert costs["scoring"] > 0
     assert 3 * (costs["prefill"] + costs["scoring"]) == pytest.approx(sum(seen) / 2, rel=0.01)
     assert costs["decode"] == pytest.approx(counter.get_total_flops() / 2 / 9, rel=0.01)
     assert (run.prompts, run.samples, run.decoded) == (6, 6, 9)

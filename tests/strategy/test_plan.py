@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategy import Facts, Strategy, VTRConfig, available, registry
+from strategy.base import Plan, StageBudgets
 
 LLAVA = Facts(depth=32, nominal_tokens=576)
 QWEN = Facts(depth=28, nominal_tokens=576, own_size=True)
@@ -54,6 +55,13 @@ def test_a_number_a_stage():
     assert plan(LLAVA, retain_ratio=[0.5, 0.25], prune_layer=[2, 9]).kept(576) == (288, 144)
     assert plan(QWEN, retain_ratio=[0.5, 0.25, 0.1]).kept(100) == (50, 25, 10)
     assert plan(LLAVA, keep_tokens=64, prune_layer=5).kept(576) == (64,)
+
+
+def test_one_number_is_what_a_single_stage_keeps_however_several_would_share_it():
+    for shared in ({"weights": (1.5, 0.5)}, {"stages": (150, 50)}):
+        budget = StageBudgets((100,), None, **shared)
+        assert Plan.resolve((4, 8), None, budget, LLAVA).kept(576) == (150, 50)
+        assert Plan.resolve((4,), None, budget, LLAVA).kept(576) == (100,)
 
 
 def test_a_stage_never_gains_tokens_and_never_loses_the_last_one():
