@@ -95,9 +95,10 @@ class Plan:
         if single is not None and len(layers) > 1:
             values = budget.stages or tuple(weight * single for weight in budget.weights)
         if len(values) != len(layers):
+            own = "" if single is None else f"; a single one is shared by {len(values)} only, as this strategy has them"
             raise ValueError(
                 f"{name}={list(given or ())}: want one number for each of the {len(layers)} stages, "
-                f"which prune at {list(layers)}"
+                f"which prune at {list(layers)}{own}"
             )
         if budget.basis != "stages":
             if single is None:
@@ -136,7 +137,7 @@ def _scaled(
     if mean(0) > cost(target * unit):
         raise ValueError(
             f"budget_basis={basis}: a decoder of {facts.depth} layers that prunes at {list(layers)} costs more than "
-            f"{target:g} {'of the' if facts.own_size else ''} visual tokens would at every layer, whatever the stages "
+            f"{target:g}{' of the' if facts.own_size else ''} visual tokens would at every layer, whatever the stages "
             "keep: raise the budget or prune earlier"
         )
     steps = 1 << 24
@@ -229,7 +230,9 @@ class Strategy(ABC):
         return None
 
     def budget(self, tokens: int | None = None, ratio: float | None = None) -> StageBudgets:
-        """The configured budget; where none is, the default given here, in tokens or as a ratio."""
+        """The configured budget; where none is, the default given here, in tokens or else as a ratio."""
+        if (tokens is None) == (ratio is None):
+            raise ValueError(f"budget(tokens={tokens}, ratio={ratio}): give one of the two as the default")
         config = self.config
         given = config.keep_tokens, config.retain_ratio
         if not any(given):

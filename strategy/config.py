@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from strategy.registry import available
+from strategy.registry import available, broken
 
 
 @dataclass(frozen=True, init=False)
@@ -125,7 +125,8 @@ def _flag(name: str, value: Any) -> bool:
 def _one_of(allowed: Callable[[], tuple[str, ...]]) -> Callable[[str, Any], str]:
     def read(name: str, value: Any) -> str:
         if value not in allowed():
-            raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed())}")
+            left_out = f"; left out: {'; '.join(broken)}" if name == "strategy" and broken else ""
+            raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed())}{left_out}")
         return str(value)
 
     return read
@@ -169,8 +170,9 @@ def _positive(name: str, value: Any) -> float:
         number = _number(value)
     except (TypeError, ValueError):
         number = 0.0
-    if number <= 0:
-        raise ValueError(f"{name}={value!r}: allowed is a number above 0")
+    # Beyond this, float32 makes zeros and infinities of what is divided by it.
+    if not 1e-6 <= number <= 1e6:
+        raise ValueError(f"{name}={value!r}: allowed is a number above 0, from 1e-6 to 1e6")
     return number
 
 

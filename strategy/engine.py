@@ -6,7 +6,7 @@ so nothing inside the layer loop waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
@@ -20,7 +20,7 @@ from strategy import cache as kv
 from strategy import fused, registry
 from strategy.attention import attention_rows, paid_to, rows_of
 from strategy.backbone import Backbone, Layout, find_backbone
-from strategy.base import View
+from strategy.base import Plan, View
 from strategy.call import Call
 from strategy.config import VTRConfig
 from strategy.fast import Fast
@@ -109,6 +109,10 @@ class Engine:
         self.watch = watch
         self.strategy = registry.get(config.strategy)(config) if config.enabled else None
         self.plan = self.strategy.plan(backbone.facts(decoder)) if self.strategy else None
+        if self.strategy and not isinstance(self.plan, Plan):
+            raise ValueError(
+                f"{config.strategy}: plan() returned {self.plan!r}, want a Plan, as `Plan.resolve` makes it"
+            )
         if self.strategy and self.plan and self.strategy.question_free and self.plan.layers[0] == 0:
             raise ValueError(
                 f"{config.strategy} reads prompts without their questions first: prune at layer 1 or later"
@@ -357,10 +361,11 @@ class Engine:
                 view = self._view(state, group, stage, kept, hidden, rows)
                 shapes = (group.grids, view.visual.shape, view.question.shape, hidden.shape[1:])
                 with self.meter.scoring(stage, kept, state.projects, *shapes):
-                    scores = self.strategy.score(view).float()
+                    scores = self._shaped("score", self.strategy.score(view), view.visual.shape)
                     chosen = highest(scores, kept)
                     weights = self.strategy.merge(view, chosen)
                     if weights is not None:
+                        weights = self._shaped("merge", weights, (*chosen.shape, view.visual.shape[1]))
                         merged = (weights @ view.features.float()).to(hidden.dtype)
                         places = view.visual.gather(1, chosen)
                         hidden = hidden.index_put((group.rows[:, None].expand_as(places), places), merged)
@@ -379,6 +384,13 @@ class Engine:
         hidden = state.drop(stays, hidden) if left < seen else hidden
         self.record.clock.stop("scoring", since)
         return hidden
+
+    def _shaped(self, method: str, given: Any, shape: Sequence[int]) -> Tensor:
+        """What a strategy's method returned, in float32, if it has the shape that is wanted; ValueError if not."""
+        found = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        if found != list(shape):
+            raise ValueError(f"{self.record.strategy}: {method}() returned {found}, want a tensor {list(shape)}")
+        return given.float()
 
     def _view(
         self,
@@ -480,8 +492,9 @@ class Engine:
         """Write a finished prefill into the record; returns how many of its samples have visual tokens."""
         if not state.finite:
             raise ValueError(
-                "the features of visual tokens or of what follows them are not finite, or scores are NaN: look at the "
-                "pictures and the weights, or compute in bfloat16 or float32, which overflow later than float16"
+                "the features of visual tokens or of what follows them are not finite, or scores of "
+                f"{self.record.strategy} are NaN: look at the pictures, the weights and its knobs, or compute in "
+                "bfloat16 or float32, which overflow later than float16"
             )
         visual = [group.whole for group in state.groups for _ in group.samples if group.whole]
         self.record.add_stages(len(state.real), visual, state.stages)

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from strategy.base import Strategy
 
 _strategies: dict[str, type[Strategy]] = {}
+broken: list[str] = []
+"""Files of this folder that could not be imported, and why: they do not take the others with them."""
 
 
 def register(name: str) -> Callable[[type[Strategy]], type[Strategy]]:

@@ -522,6 +522,35 @@ def test_without_a_known_closing_the_question_free_prompt_ends_behind_the_pictur
     assert all(torch.equal(one, other) for one, other in zip(*kept, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("method", "wrong", "words"),
+    [
+        ("plan", lambda self, facts: None, r"plan\(\) returned None, want a Plan"),
+        ("score", lambda self, view: None, r"score\(\) returned NoneType, want a tensor \[1, 42\]"),
+        (
+            "score",
+            lambda self, view: view.features[..., :-5, 0],
+            r"score\(\) returned \[1, 37\], want a tensor \[1, 42\]",
+        ),
+        (
+            "merge",
+            lambda self, view, kept: kept.float(),
+            r"merge\(\) returned \[1, \d+\], want a tensor \[1, \d+, 42\]",
+        ),
+    ],
+)
+def test_what_a_strategy_returns_wrongly_is_named(family, monkeypatch, method, wrong, words):
+    monkeypatch.setattr(strategy.clse.CLSE, method, wrong)
+    decoder, config = family.decoder("sdpa"), VTRConfig(keep_tokens=20, prune_layer=4)
+    batch = make("one image", decoder.config.hidden_size)
+    with (
+        pytest.raises(ValueError, match=f"^clse: {words}"),
+        strategy.prune(decoder, config, backbone=family.name, layout=batch.layout),
+    ):
+        prefill(family, decoder, batch)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder.layers)
+
+
 def test_text_alone_is_the_stock_model_to_the_last_bit(family):
     batch = make("one image", family.decoder("sdpa").config.hidden_size)
     decoder = family.decoder("sdpa")

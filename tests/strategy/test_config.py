@@ -51,6 +51,8 @@ def test_nothing_given_is_left_to_the_strategy():
         ({"budget_basis": "tokens"}, ["budget_basis='tokens'", "stages, mean, flops"]),
         ({"enabled": "maybe"}, ["enabled='maybe'", "True and False"]),
         ({"clse_temp": 0}, ["clse_temp=0", "above 0"]),
+        ({"clse_temp": 1e-45}, ["clse_temp=1e-45", "from 1e-6 to 1e6"]),
+        ({"clse_cutoff_ratio": 1e300}, ["clse_cutoff_ratio=1e+300", "from 1e-6 to 1e6"]),
         ({"clse_cutoff_ratio": "wide"}, ["clse_cutoff_ratio='wide'"]),
     ],
 )

@@ -1,11 +1,18 @@
 """Where each strategy prunes, and how many tokens each budget leaves."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import strategy
 from strategy import Facts, Strategy, VTRConfig, available, registry
 from strategy.base import Plan, StageBudgets
+from strategy.registry import broken
 
 LLAVA = Facts(depth=32, nominal_tokens=576)
 QWEN = Facts(depth=28, nominal_tokens=576, own_size=True)
@@ -77,7 +84,7 @@ def test_a_stage_never_gains_tokens_and_never_loses_the_last_one():
         ({"prune_layer": [1, 2, 32]}, "32 layers"),
         ({"prune_layer": [3, 9, 20], "ref_layers": 3}, "below the first pruned one, 3"),
         ({"keep_tokens": [9, 5]}, "each of the 3 stages"),
-        ({"keep_tokens": 9, "prune_layer": [1, 2]}, "each of the 2 stages"),
+        ({"keep_tokens": 9, "prune_layer": [1, 2]}, "each of the 2 stages.*a single one is shared by 3 only"),
     ],
 )
 def test_what_does_not_fit_the_decoder_is_refused(knobs, words):
@@ -109,3 +116,25 @@ def test_any_budget_keeps_between_one_and_all_and_ever_fewer(name, facts, budget
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="'clse' is registered already"):
         registry.register("clse")(Strategy)
+
+
+def test_no_file_here_is_left_out():
+    assert not broken
+
+
+@pytest.mark.parametrize("wrong", ["def f(:", "import nothing_of_this_name", "from strategy import clse\n1 / 0"])
+def test_a_broken_file_is_named_and_takes_no_other_strategy_with_it(tmp_path, wrong):
+    shutil.copytree(Path(strategy.__file__).parent, tmp_path / "strategy", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "strategy/wrong.py").write_text(wrong)
+    body = "import strategy; strategy.VTRConfig(); strategy.VTRConfig(strategy='wrong')"
+    done = subprocess.run([sys.executable, "-c", body], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "UserWarning: left out of the strategies: wrong.py (" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: strategy='wrong': allowed are clse, ")
+    assert "; left out: wrong.py (" in last
+
+
+@pytest.mark.parametrize("defaults", [{}, {"tokens": 192, "ratio": 0.3}])
+def test_a_default_budget_is_in_tokens_or_a_ratio(defaults):
+    with pytest.raises(ValueError, match="give one of the two as the default"):
+        registry.get("clse")(VTRConfig()).budget(**defaults)
