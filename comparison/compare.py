@@ -27,6 +27,7 @@ from comparison.report import Example, write
 from comparison.runs import UNPRUNED, Run, load, save, write_whole
 from comparison.tables import csv, markdown
 
+OWN = {"enabled", "strategy", "keep_tokens", "retain_ratio", "budget_basis"}  # knobs that the command line sets
 START = 1 << 20  # bytes of a file that, with its name and size, tell it from others
 
 
@@ -143,16 +144,27 @@ def compare(asked: Any, given: argparse.Namespace, task: str) -> None:
         raise ValueError(f"--budgets {given.budgets}: want whole numbers of tokens, such as 192,128,64")
     if given.limit is not None and given.limit < 1:
         raise ValueError(f"--limit {given.limit}: want a number of questions from 1 up")
-    budgets = [int(budget) for budget in given.budgets.split(",")]
+    if given.examples < 0:
+        raise ValueError(f"--examples {given.examples}: want a number of pictures from 0 up")
+    named = {part.partition("=")[0].strip().removeprefix("vtr_") for part in given.model_args.split(",")}
+    if named & OWN:
+        raise ValueError(
+            f"--model_args {given.model_args}: {', '.join(sorted(named & OWN))} is what --strategies, --budgets and "
+            "--budget_basis say"
+        )
+    budgets = [int(budget) for budget in dict.fromkeys(given.budgets.split(","))]
     wanted = [knobs("", None)]
-    wanted += [knobs(name, budget, **basis) for name in given.strategies.split(",") for budget in budgets]
+    wanted += [
+        knobs(name, budget, **basis) for name in dict.fromkeys(given.strategies.split(",")) for budget in budgets
+    ]
     settings = {name: getattr(given, name) for name in ("pretrained", "model_args", "limit")}
     code = Path(strategy.__file__).parent
     settings |= {"task": task, "digest": digest(given.pretrained, code, given.include_path, task)}
     runs = []
     for number, pruning in enumerate(wanted, start=1):
         file = place(folder, settings, pruning)
-        print(f"\n{task}, run {number} of {len(wanted)}: {file.stem}", flush=True)
+        stored = ", as stored" if file.exists() else ""
+        print(f"\n{task}, run {number} of {len(wanted)}: {file.stem}{stored}", flush=True)
         runs.append(made(asked, task, pruning, given.limit, file))
     drawn = examples(asked, task, chosen(runs, given.examples), basis, given.limit)
     table = markdown(runs)
@@ -166,11 +178,14 @@ def main() -> None:
     """Compare on each task."""
     given = options()
     try:
+        given.output.mkdir(parents=True, exist_ok=True)
         asked = evaluator(given)
         for task in given.tasks.split(","):
             compare(asked, given, task)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"compare: {error}")
+    except KeyboardInterrupt:
+        sys.exit("compare: stopped; the same command goes on, and makes no stored run again")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,13 @@ def main() -> None:
     knobs = {name: getattr(options, name) for name in field_names() if hasattr(options, name)}
     try:
         VTRConfig(**knobs)
+        if options.output.suffix.lower() != ".png" or options.output.is_dir():
+            raise ValueError(f"--output {options.output}: want the name of a PNG, such as results/look.png")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         asked = evaluator(options)
         unpruned = asked.look(options.image, options.question, {"enabled": False})
         pruned = asked.look(options.image, options.question, knobs)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"look: {error}")
     name = " ".join(knobs.values()) or "pruned"
     answers = f"unpruned: {unpruned.answer}\n{name}: {pruned.answer}"

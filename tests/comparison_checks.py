@@ -94,6 +94,8 @@ def test_a_budget_that_cannot_be_met_is_a_row_with_its_reason(asked, type_, tmp_
         (["--strategies", "clze", "--budgets", "64"], "compare: strategy='clze': allowed are clse"),
         (["--strategies", "clse", "--budgets", "many"], "compare: --budgets many: want whole numbers"),
         (["--strategies", "clse", "--budgets", "64", "--budget_basis", "tokens"], "compare: budget_basis='tokens'"),
+        (["--strategies", "clse", "--budgets", "64", "--examples", "-1"], "compare: --examples -1: want a number"),
+        (["--strategies", "clse", "--budgets", "64", "--model_args", "vtr_keep_tokens=3"], "compare: --model_args "),
     ],
 )
 def test_a_mistake_in_the_command_is_one_sentence(asked, type_, tmp_path, words, sentence):
@@ -101,6 +103,30 @@ def test_a_mistake_in_the_command_is_one_sentence(asked, type_, tmp_path, words,
         type_(compare.main, *words, "--tasks", asked.task, "--output", tmp_path)
     assert str(stop.value).startswith(sentence)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_asked(type_, tmp_path):
+    note = tmp_path / "note.md"
+    note.write_text("mine")
+    for name, words in {
+        "compare": ["--strategies", "clse", "--budgets", "64", "--tasks", "none", "--output", note],
+        "look": ["--image", "none", "--question", "?", "--output", note],
+    }.items():
+        with pytest.raises(SystemExit) as stop:
+            type_({"compare": compare, "look": look}[name].main, *words)
+        assert str(stop.value).startswith(f"{name}: ")
+        assert "note.md" in str(stop.value)
+    assert note.read_text() == "mine"
+
+
+def test_a_stop_by_hand_is_one_sentence_that_says_how_to_go_on(asked, type_, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "made", stopped)
+    words = ["--strategies", "clse", "--budgets", "64", "--tasks", asked.task, "--output", tmp_path]
+    with pytest.raises(SystemExit, match="compare: stopped; the same command goes on"):
+        type_(compare.main, *words)
 
 
 @pytest.mark.parametrize("name", available())
