@@ -33,6 +33,8 @@ class Evaluated:
     def take_up(self, config: VTRConfig, arguments: Mapping[str, Any], shares: int) -> None:
         """Take up the answers in `resume_folder`, if that is among a model's arguments; see `Journal`."""
         folder = arguments.get("resume_folder")
+        if folder is not None and not str(folder).strip():
+            raise ValueError("resume_folder= is empty: name a folder, or leave it away")
         told = {"model": self.model_id, **arguments, **asdict(config)}
         settings = {name: value for name, value in told.items() if name not in PLACES}
         # The first of those that answer together writes.

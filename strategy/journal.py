@@ -20,12 +20,16 @@ class Journal:
 
     settings: what answers depend on besides the question; other settings do not find these answers. writes: whether
     this process does, and not another one that answers the same. Made by all processes, before any of them answers.
-    Raises ValueError if another run is writing there, or for a file that is damaged before its last line.
+    Raises ValueError if another run is writing there, for a file that is damaged before its last line, or where no
+    folder can be made.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], writes: bool) -> None:
         self.folder, self.settings = folder, settings
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"resume_folder={folder}: no folder can be made there ({error.strerror})") from None
         if ranks.rank() == 0:
             self.lock = FileLock(folder / "lock", timeout=0)
             try:

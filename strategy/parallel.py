@@ -29,13 +29,9 @@ def read_ranks(given: Any) -> int:
         raise ValueError(f"tensor_parallel={given!r}: allowed is a whole number from 1 up")
     shares = int(given)
     if ranks.count() % shares:
-        launchers = (
-            f"python -m torch.distributed.run --nproc_per_node {shares} -m lmms_eval",
-            f"deepspeed --num_gpus {shares} --no_local_rank --module lmms_eval",
-        )
         raise ValueError(
             f"tensor_parallel={shares}: want {shares} processes started together or a multiple of it, not "
-            f"{ranks.count()}: `{'` or `'.join(launchers)}`"
+            f"{ranks.count()}: `accelerate launch --num_processes {shares} -m lmms_eval`"
         )
     return shares
 

@@ -48,6 +48,17 @@ def take_device() -> str:
     return f"cuda:{torch.cuda.current_device()}"
 
 
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best there is; ValueError if it is not there."""
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r}: allowed are cpu, cuda, cuda:1, ...") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: there is no CUDA device here")
+    return place
+
+
 def longest_wait() -> float:
     """Seconds that a process may do nothing while others wait for it; ValueError if WAIT is no such number."""
     given = os.environ.get(WAIT, str(SECONDS))

@@ -121,6 +121,8 @@ def test_each_picture_keeps_its_share_of_its_own_tokens(wrapper):
         ("vtr_keep_tokens=192,vtr_retain_ratio=0.3", "give one of the two"),
         ("vtr_prune_layer=1;5;12", "the decoder has 12 layers"),
         ("vtr_strategy=nothing", "strategy='nothing': allowed are"),
+        ("resume_folder=", "resume_folder= is empty: name a folder"),
+        ("resume_folder=/dev/null", "resume_folder=/dev/null: no folder can be made there"),
         ("zero_stage=3", "zero_stage=3: want several processes started together, not 1"),
         ("tensor_parallel=2", "tensor_parallel=2: want 2 processes started together or a multiple of it, not 1"),
     ],
@@ -130,6 +132,12 @@ def test_a_wrong_argument_is_one_sentence(wrapper, knobs, words):
         wrapper.load(knobs)
     assert str(stop.value).startswith(f"{wrapper.name}: ")
     assert words in str(stop.value)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x"])
+def test_a_device_there_is_not_is_one_sentence(wrapper, device):
+    with pytest.raises(SystemExit, match=f"device='{device}': allowed are cpu, cuda, cuda:1"):
+        get_model(wrapper.name).create_from_arg_string(f"pretrained={wrapper.checkpoint},device={device}")
 
 
 def test_several_rounds_are_refused_where_answers_would_be_shared_or_kept(wrapper, tmp_path):

@@ -50,7 +50,8 @@ class PrunedQwen(Evaluated):
             if shares > 1 or sharded:
                 # The whole of what is to be split may be too large for a GPU.
                 arguments |= {"device": place, "device_map": "cpu"}
-            arguments.setdefault("device", place)
+            device = ranks.find_device(arguments.get("device") or place)
+            arguments["device"] = "cpu" if device.type == "cpu" else str(device)
             arguments.setdefault("device_map", arguments["device"])
             if "pretrained" in arguments:
                 check_checkpoint(arguments["pretrained"])
@@ -62,7 +63,7 @@ class PrunedQwen(Evaluated):
                 # The wrappers load half precision, which most CPUs only emulate.
                 self.model.float()
             self.share_out(self.model, self.model.model.language_model, config, shares, sharded)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             # lmms-eval would bury this under its own traceback.
             raise SystemExit(f"{self.model_id}: {error}") from None
         except torch.cuda.OutOfMemoryError:

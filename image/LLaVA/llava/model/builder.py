@@ -17,6 +17,7 @@ from transformers.utils import is_flash_attn_2_available
 from llava.conversation import conv_vicuna_v1
 from llava.model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.vision_tower import CLIPVisionTower
+from strategy.ranks import find_device
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 FILES = ["*.json", "*.model", "*.safetensors", "*.bin"]
@@ -143,17 +144,6 @@ def load_tokenizer(folder: Path) -> LlamaTokenizer:
         return LlamaTokenizer.from_pretrained(folder)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder / 'tokenizer.model'}: damaged, or not a sentencepiece model") from error
-
-
-def find_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the best there is; ValueError if it is not there."""
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r}: allowed are cpu, cuda, cuda:1, ...") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: there is no CUDA device here")
-    return place
 
 
 def find_folder(path: str, cache_dir: str | None = None) -> Path:

@@ -10,7 +10,6 @@ from llava.model.builder import (
     check_files,
     check_tower,
     closing,
-    find_device,
     find_folder,
     load_tokenizer,
     load_weights,
@@ -19,6 +18,7 @@ from llava.model.builder import (
     tower_config,
 )
 from llava.model.llava_llama import LlavaConfig
+from strategy.ranks import find_device
 from videollava.model.tower import FrameTower, config_from_shapes
 from videollava.model.video_llava import KINDS, VideoLlavaForCausalLM
 
