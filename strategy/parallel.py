@@ -4,6 +4,7 @@ DeepSpeed splits the layers and adds up what they give; here is what its ranks m
 """
 
 import atexit
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -101,9 +102,10 @@ def group_timeout() -> timedelta:
 
 
 def leave() -> None:
-    """End all groups of this process, if there are any."""
+    """End all groups of this process, if there are any, and the threads of those that only the model still holds."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()
 
 
 def is_first(group: ProcessGroup | None) -> bool:

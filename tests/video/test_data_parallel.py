@@ -35,7 +35,7 @@ def whole(tmp_path_factory):
     """The file that one process writes, and what it says of its run record but for the seconds."""
     output = tmp_path_factory.mktemp("whole")
     done = run(script(output, 1), cwd=FOLDER)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-8000:]
     return (output / "pred.json").read_bytes(), record(done)
 
 
@@ -47,7 +47,7 @@ def record(done):
 def finishes(output, count, whole, before):
     """The same command goes on with so many processes, answers the rest only, and leaves the file of one."""
     done = run(script(output, count), cwd=FOLDER)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-8000:]
     assert (output / "pred.json").read_bytes() == whole[0]
     assert f"{COUNT - before} samples (means over samples)" in done.stdout
     left = {file.name for file in output.iterdir()}
