@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from strategy.registry import available, broken
+from strategy.registry import available, left_out
 
 
 @dataclass(frozen=True, init=False)
@@ -122,11 +122,10 @@ def _flag(name: str, value: Any) -> bool:
     raise ValueError(f"{name}={value!r}: allowed are True and False")
 
 
-def _one_of(allowed: Callable[[], tuple[str, ...]]) -> Callable[[str, Any], str]:
+def _one_of(allowed: Callable[[], tuple[str, ...]], besides: Callable[[], str] = str) -> Callable[[str, Any], str]:
     def read(name: str, value: Any) -> str:
         if value not in allowed():
-            left_out = f"; left out: {'; '.join(broken)}" if name == "strategy" and broken else ""
-            raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed())}{left_out}")
+            raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed())}{besides()}")
         return str(value)
 
     return read
@@ -178,7 +177,7 @@ def _positive(name: str, value: Any) -> float:
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "enabled": _flag,
-    "strategy": _one_of(available),
+    "strategy": _one_of(available, left_out),
     "keep_tokens": _numbers("a whole number of tokens from 1 up, or one a stage", lambda n: n >= 1, whole=True),
     "retain_ratio": _numbers("a ratio above 0 and up to 1, or one a stage", lambda n: 0 < n <= 1, whole=False),
     "budget_basis": _one_of(lambda: ("stages", "mean", "flops")),

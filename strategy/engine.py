@@ -108,15 +108,17 @@ class Engine:
         self.model, self.decoder, self.backbone, self.fixed_layout = model, decoder, backbone, layout
         self.watch = watch
         self.strategy = registry.get(config.strategy)(config) if config.enabled else None
-        self.plan = self.strategy.plan(backbone.facts(decoder)) if self.strategy else None
-        if self.strategy and not isinstance(self.plan, Plan):
-            raise ValueError(
-                f"{config.strategy}: plan() returned {self.plan!r}, want a Plan, as `Plan.resolve` makes it"
-            )
-        if self.strategy and self.plan and self.strategy.question_free and self.plan.layers[0] == 0:
-            raise ValueError(
-                f"{config.strategy} reads prompts without their questions first: prune at layer 1 or later"
-            )
+        self.plan: Plan | None = None
+        if self.strategy:
+            self.plan = self.strategy.plan(backbone.facts(decoder))
+            if not isinstance(self.plan, Plan):
+                raise ValueError(
+                    f"{config.strategy}: plan() returned {self.plan!r}, want a Plan, as `Plan.resolve` makes it"
+                )
+            if self.strategy.question_free and self.plan.layers[0] == 0:
+                raise ValueError(
+                    f"{config.strategy} reads prompts without their questions first: prune at layer 1 or later"
+                )
         self.record = RunRecord(config.strategy if config.enabled else "unpruned", len(decoder.layers), self.plan)
         self.call = Call()
         self.meter = Meter(self.record, self.call, decoder.layers, backbone.experts(decoder))

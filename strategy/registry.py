@@ -30,6 +30,11 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(_strategies))
 
 
+def left_out() -> str:
+    """What an error about an unknown name adds: the files that could not be imported, and why; empty if all could."""
+    return f"; left out: {'; '.join(broken)}" if broken else ""
+
+
 def get(name: str) -> type[Strategy]:
     """The strategy called `name`, which must be one of `available()`."""
     return _strategies[name]
