@@ -8,7 +8,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +30,8 @@ class Scaled(NamedTuple):
     """What one way to answer takes, in ms and bytes, of the slowest or largest of all processes.
 
     prefill: as its caller waits for it; decode: a token. rate: answers a second of all together. weights: bytes of the
-    model in one GPU, between answers; peak: of all that was allocated there. collectives: ms in them during a prefill,
-    by kind, the wait for the others included. stages: visual tokens kept.
+    model in one GPU, between answers; peak: of all that was allocated there. stages: visual tokens kept. collectives:
+    ms in them during a prefill, by kind, see `collectives`.
     """
 
     name: str
@@ -41,8 +40,8 @@ class Scaled(NamedTuple):
     rate: float
     weights: float
     peak: float
-    collectives: dict[str, float]
     stages: list[int]
+    collectives: dict[str, float]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -107,14 +106,12 @@ def measure(name: str, case: Case, copies: int, repeats: int, new: int, **knobs:
             prefills.append(1000 * (run.clock.seconds()["prefill"] - before))
         decode = 1000 * ((ended - begun) / repeats - statistics.median(firsts)) / (new - 1)
         peak = torch.cuda.max_memory_allocated(device) if on_gpu else 0
-        inside = _collectives(lambda: generate(1), device)
         kept = run.means()["kept_tokens"]
-    mine = [begun, ended, decode, statistics.median(prefills), weights, peak, *inside.values()]
+    mine = [begun, ended, decode, statistics.median(prefills), weights, peak]
     first, *others = zip(*ranks.gather(mine), strict=True)
-    ended, decode, prefill, weights, peak, *spent = map(max, others)
+    ended, decode, prefill, weights, peak = map(max, others)
     rate = copies * repeats / (ended - min(first))
-    kinds = dict(zip(COLLECTIVES, spent, strict=True))
-    return Scaled(name, prefill, decode, rate, weights, peak, kinds, [round(each) for each in kept])
+    return Scaled(name, prefill, decode, rate, weights, peak, [round(each) for each in kept], {})
 
 
 def _bytes(model: Any) -> int:
@@ -122,20 +119,28 @@ def _bytes(model: Any) -> int:
     return sum(getattr(parameter, "ds_tensor", parameter).nbytes for parameter in model.parameters())
 
 
-def _collectives(run: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """The ms that a call spends in collectives, by kind."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (device.type == "cuda")]) as seen:
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    spent = dict.fromkeys(COLLECTIVES, 0.0)
-    for event in seen.key_averages():
+def collectives(case: Case, **knobs: Any) -> dict[str, float]:
+    """The ms that a prefill spends in collectives, by kind: of each one that of the process which waited least in it.
+
+    To be called when all times are measured: once it has run, the profiler slows down every launch that follows.
+    """
+    device = case.model.device
+    with answering(case, **knobs):
+
+        def generate() -> Any:
+            return case.model.generate(**case.inputs, do_sample=False, max_new_tokens=1).tolist()
+
+        generate()
+        ranks.gather(None)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (device.type == "cuda")]) as seen:
+            generate()
+    mine: dict[str, list[float]] = {kind: [] for kind in COLLECTIVES}
+    for event in sorted(seen.events(), key=lambda event: event.time_range.start):
         for kind, (kernel, call) in COLLECTIVES.items():
-            if event.key.startswith("nccl") and kernel in event.key:
-                spent[kind] += event.self_device_time_total / 1000
-            elif event.key.startswith(call):
-                spent[kind] += event.cpu_time_total / 1000
-    return spent
+            if event.name.startswith(call) or (event.name.startswith("nccl") and kernel in event.name):
+                mine[kind].append(event.time_range.elapsed_us() / 1000)
+    everyones = ranks.gather(mine)
+    return {kind: sum(map(min, zip(*(each[kind] for each in everyones), strict=True))) for kind in COLLECTIVES}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -155,14 +160,24 @@ def main(arguments: list[str] | None = None) -> None:
     kind = f"zero{options.zero_stage}" if options.sharded else f"tensor{options.shares}"
     words = [options.backbone, options.strategy, options.budget.replace(",", "_"), kind, f"of{ranks.count()}"]
     file, rows = Path(options.output) / f"{'_'.join(words)}.json", []
-    engine = "eager" if options.shares > 1 or options.sharded else "auto"
-    for way in tqdm(options.ways, desc="Measuring", unit="way", disable=ranks.rank() > 0):
-        copies = ranks.count() // options.shares
-        rows.append(measure(way, case, copies, options.repeats, options.new, engine=engine, **options.ways[way]))
+
+    def write() -> None:
+        # At once, since a run on several GPUs may be ended before it is through.
         if not ranks.rank():
-            # At once, since a run on several GPUs may be ended before it is through.
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"about": told, "rows": [each._asdict() for each in rows]}, indent=1))
+
+    engine = "eager" if options.shares > 1 or options.sharded else "auto"
+    with tqdm(total=2 * len(options.ways), desc="Measuring", unit="way", disable=ranks.rank() > 0) as bar:
+        for way, knobs in options.ways.items():
+            copies = ranks.count() // options.shares
+            rows.append(measure(way, case, copies, options.repeats, options.new, engine=engine, **knobs))
+            write()
+            bar.update()
+        for place, knobs in enumerate(options.ways.values()):
+            rows[place] = rows[place]._replace(collectives=collectives(case, engine=engine, **knobs))
+            write()
+            bar.update()
     if not ranks.rank():
         print(scaling_table(told, rows))
         print(f"written: {file}")
