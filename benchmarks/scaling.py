@@ -49,6 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__, new=24, output="results/scaling")
     parser.add_argument("--tensor_parallel", default="1", help="processes that a model is split over")
     parser.add_argument("--zero_stage", default="0", help="3: shard the weights over all processes")
+    parser.add_argument("--engine", default="auto", help="how answers are made, as in VTRConfig")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="the GPU of each process, else a small size on a CPU")
     options = parser.parse_args(arguments)
     if options.new < 2 or options.repeats < 1:
@@ -58,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     try:
         options.ways = ways_of(options)
         for knobs in options.ways.values():
-            strategy.VTRConfig(**knobs)
+            strategy.VTRConfig(engine=options.engine, **knobs)
         options.shares = parallel.read_ranks(options.tensor_parallel)
         options.sharded = zero.read_stage(options.zero_stage, options.shares)
     except ValueError as error:
@@ -127,13 +128,13 @@ def collectives(case: Case, **knobs: Any) -> dict[str, float]:
     device = case.model.device
     with answering(case, **knobs):
 
-        def generate() -> Any:
-            return case.model.generate(**case.inputs, do_sample=False, max_new_tokens=1).tolist()
+        def generate(tokens: int) -> Any:
+            return case.model.generate(**case.inputs, do_sample=False, max_new_tokens=tokens).tolist()
 
-        generate()
+        warm_up(case.model, generate, 1)
         ranks.gather(None)
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (device.type == "cuda")]) as seen:
-            generate()
+            generate(1)
     mine: dict[str, list[float]] = {kind: [] for kind in COLLECTIVES}
     for event in sorted(seen.events(), key=lambda event: event.time_range.start):
         for kind, (kernel, call) in COLLECTIVES.items():
@@ -158,7 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"loaded: {time.time() - since:.0f} s", file=sys.stderr, flush=True)
     told = about(options, case, device, dtype, command) | {"processes": ranks.count()}
     kind = f"zero{options.zero_stage}" if options.sharded else f"tensor{options.shares}"
-    words = [options.backbone, options.strategy, options.budget.replace(",", "_"), kind, f"of{ranks.count()}"]
+    words = [options.backbone, options.strategy, options.budget.replace(",", "_")]
+    words += [kind, f"of{ranks.count()}", options.engine]
     file, rows = Path(options.output) / f"{'_'.join(words)}.json", []
 
     def write() -> None:
@@ -167,15 +169,14 @@ def main(arguments: list[str] | None = None) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"about": told, "rows": [each._asdict() for each in rows]}, indent=1))
 
-    engine = "eager" if options.shares > 1 or options.sharded else "auto"
     with tqdm(total=2 * len(options.ways), desc="Measuring", unit="way", disable=ranks.rank() > 0) as bar:
         for way, knobs in options.ways.items():
             copies = ranks.count() // options.shares
-            rows.append(measure(way, case, copies, options.repeats, options.new, engine=engine, **knobs))
+            rows.append(measure(way, case, copies, options.repeats, options.new, engine=options.engine, **knobs))
             write()
             bar.update()
         for place, knobs in enumerate(options.ways.values()):
-            rows[place] = rows[place]._replace(collectives=collectives(case, engine=engine, **knobs))
+            rows[place] = rows[place]._replace(collectives=collectives(case, engine=options.engine, **knobs))
             write()
             bar.update()
     if not ranks.rank():

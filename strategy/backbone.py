@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.utils.hooks import RemovableHandle
 
 from strategy.base import Facts, Grid
@@ -88,13 +87,6 @@ class Backbone(ABC):
     def experts(self, decoder: Any) -> int:
         """How many experts of a mixture a token goes through; 0 without a mixture."""
         return getattr(decoder.config, "num_experts_per_tok", 0)
-
-    def group(self, decoder: Any) -> ProcessGroup | None:
-        """The ranks that the heads of a decoder's layers are split over, in the heads' order; None if they are not.
-
-        As DeepSpeed leaves it on the layers that it splits.
-        """
-        return getattr(decoder.layers[0].self_attn.q_proj, "mp_group", None)
 
     @abstractmethod
     def decoder(self, model: nn.Module) -> nn.Module:

@@ -106,7 +106,7 @@ class Engine:
         watch: Watch | None,
     ) -> None:
         self.model, self.decoder, self.backbone, self.fixed_layout = model, decoder, backbone, layout
-        self.watch = watch
+        self.watch, self.group = watch, fused.group_of(decoder.layers)
         self.strategy = registry.get(config.strategy)(config) if config.enabled else None
         self.plan: Plan | None = None
         if self.strategy:
@@ -414,7 +414,7 @@ class Engine:
             if rows_at is None:
                 raise ValueError(f"{self.record.strategy} asks for attention, which nothing pays before layer 0")
             weights = rows_at(rows, lambda x: state.of(group, x.to(hidden.device)))
-            return heads_of_all(paid_to(weights, visual), self.backbone.group(self.decoder))
+            return heads_of_all(paid_to(weights, visual), self.group)
 
         def reference_at(rows: Tensor) -> Tensor:
             if state.reference is None:
@@ -427,7 +427,7 @@ class Engine:
             places = group.left.gather(1, group.visual)
             prior = state.of(group, state.prior)
             prior = prior.gather(2, places[:, None].expand(-1, prior.shape[1], -1))
-            prior = heads_of_all(prior, self.backbone.group(self.decoder))
+            prior = heads_of_all(prior, self.group)
         return View(
             stage=stage,
             samples=tuple(group.samples),

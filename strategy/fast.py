@@ -45,6 +45,7 @@ LEG = 256  # tokens that are decoded before a longer cache is needed
 TOGETHER = 4  # layers whose keys and values go into their slots in one go, beside the layers that follow
 BEHIND = 2  # steps that the host looks for the end of an answer behind the device
 VERSION = attrgetter("_version")
+WAYS_OUT = (torch.cuda.OutOfMemoryError, TorchDynamoException)  # what the fast path has another way around
 TOO_SMALL = "the GPU's memory is too small for graphs and their caches beside the model"
 
 
@@ -124,16 +125,13 @@ class Fast:
                 try:
                     self._make_ready()
                     return self._answer(stock(asked.one_token()), asked, self.call.answer)
-                except torch.cuda.OutOfMemoryError:
-                    self.broken = TOO_SMALL
-                except TorchDynamoException as error:
-                    self._unfuse(error)
+                except WAYS_OUT as error:
+                    self._make_do(error)
                 finally:
                     self.call.answer = None
                 self.meter.record.restore(before)
                 self.free()
             if self.broken:
-                self._tell(self.broken)
                 return stock(asked.criteria)
 
     def _why_not(self, asked: Asked) -> str | None:
@@ -168,7 +166,14 @@ class Fast:
             self.told.add(why)
             warnings.warn(f"engine={self.mode}: answering with the eager engine, since {why}", stacklevel=2)
 
-    def _unfuse(self, error: Exception) -> None:
+    def _make_do(self, error: Exception) -> None:
+        """Do without graphs or without fused layers from now on; raises the error where others are in the same pass."""
+        if fused.group_of(self.decoder.layers) is not None:
+            raise error
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            self.broken = TOO_SMALL
+            self._tell(self.broken)
+            return
         reason = str(error).strip().splitlines()[0]
         warnings.warn(f"layers are not fused, since they cannot be compiled ({reason})", stacklevel=2)
         self.fuse = False
@@ -179,9 +184,10 @@ class Fast:
             return
         self.free()
         with _plain():
-            self.weights = [fused.merge(layer) for layer in self.decoder.layers]
-        self.shape = fused.shape_of(self.decoder.layers[0])
-        self.graphs = Graphs(next(self.decoder.parameters()).device)
+            layers = self.decoder.layers
+            self.weights = [fused.merge(layer) for layer in layers]
+        self.shape = fused.shape_of(layers[0])
+        self.graphs = Graphs(next(layers.parameters()).device, group=fused.group_of(layers))
         self.beside = Beside(self.graphs.device)
         self.signature = self._signature()
 
@@ -263,18 +269,12 @@ class Fast:
                 if self.call.answer is None:
                     self._make_ready()
                 return self._see(module, stock, device, *args, **call)
-            except TorchDynamoException as error:
+            except WAYS_OUT as error:
                 if self.call.answer is not None:
                     raise
-                self._unfuse(error)
-                return self.see(module, stock, *args, **call)
-            except torch.cuda.OutOfMemoryError:
-                if self.call.answer is not None:
-                    raise
-                self.broken = TOO_SMALL
+                self._make_do(error)
             self.free()
-        self._tell(self.broken)
-        return stock(*args, **call)
+        return self.see(module, stock, *args, **call)
 
     def _see(self, module: nn.Module, stock: Callable[..., Any], device: torch.device, *args: Any, **call: Any) -> Any:
         leaves, spec = tree_flatten((args, call))

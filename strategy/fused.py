@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -19,19 +20,24 @@ from strategy.fusing import fusable
 MERGED = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
 
 
+SPLIT = "mp_group"  # where DeepSpeed's tensor parallelism leaves the group on a projection that it has split
 SHORT = 1024  # tokens of a prompt, or of a batch of them
 # cuDNN's attention is the faster one for long prompts, but starts with a memset and a pause.
 AT_ONCE = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Shape(NamedTuple):
-    """What of a layer is no tensor: query and key heads, their width, epsilon of its norms, scale of its logits."""
+    """What of a layer is no tensor: query and key heads, their width, epsilon of its norms, scale of its logits.
+
+    group: the name of the group of processes that it is split over, each of which has such a share of the heads.
+    """
 
     heads: int
     key_heads: int
     width: int
     epsilon: float
     scale: float
+    group: str | None = None
 
 
 class Weights(NamedTuple):
@@ -53,6 +59,11 @@ def sharded(layers: nn.ModuleList) -> bool:
     return hasattr(next(layers.parameters()), "ds_shape")
 
 
+def group_of(layers: Any) -> ProcessGroup | None:
+    """The ranks that the heads of layers are split over, in the heads' order; None if they are not."""
+    return getattr(layers[0].self_attn.q_proj, SPLIT, None)
+
+
 def unfit(layers: nn.ModuleList) -> str | None:
     """Why these functions would not give what a decoder's layers give; None if they would."""
     if sharded(layers):
@@ -66,8 +77,8 @@ def _unfit(layer: Any) -> str | None:
     parts: list[Any] = [getattr(getattr(layer, block, None), name, None) for block, names in MERGED for name in names]
     parts += [getattr(getattr(layer, "self_attn", None), "o_proj", None)]
     parts += [getattr(getattr(layer, "mlp", None), "down_proj", None)]
-    if any(type(part) is not nn.Linear for part in parts):
-        return f"a {type(layer).__name__} without plain linear projections (experts, adapters, quantised, split)"
+    if any(type(part) is not nn.Linear and not hasattr(part, SPLIT) for part in parts):
+        return f"a {type(layer).__name__} without plain linear projections (experts, adapters, quantised)"
     if any(part.bias is not None for part in parts[3:]):
         return f"a {type(layer).__name__} with biases behind its attention"
     silu = torch.linspace(-2, 2, 5, device=layer.mlp.down_proj.weight.device)
@@ -78,10 +89,11 @@ def _unfit(layer: Any) -> str | None:
 
 def shape_of(layer: Any) -> Shape:
     """The numbers of a layer."""
-    module = layer.self_attn
-    heads, key_heads = (module.get_submodule(name).out_features // module.head_dim for name in ("q_proj", "k_proj"))
+    module, group = layer.self_attn, group_of([layer])
+    heads, key_heads = (len(module.get_submodule(name).weight) // module.head_dim for name in ("q_proj", "k_proj"))
     scale = getattr(module, "scaling", module.head_dim**-0.5)
-    return Shape(heads, key_heads, module.head_dim, layer.input_layernorm.variance_epsilon, scale)
+    epsilon = layer.input_layernorm.variance_epsilon
+    return Shape(heads, key_heads, module.head_dim, epsilon, scale, str(group.group_name) if group else None)
 
 
 @torch.no_grad()
@@ -148,11 +160,20 @@ def _heads(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, s: Shape) -> tuple[T
     return q, k, v if x.shape[0] * x.shape[1] <= SHORT else v.contiguous()
 
 
+def _summed(share: Tensor, s: Shape) -> Tensor:
+    """The sum over all processes of a split layer; what is given for a layer that is not."""
+    if s.group is None:
+        return share
+    # As torch.compile knows them; calls of torch.distributed it would not trace with a group.
+    collectives = torch.ops._c10d_functional
+    return collectives.wait_tensor(collectives.all_reduce(share, "sum", s.group))
+
+
 def _rest(x: Tensor, attended: Tensor, w: Weights, s: Shape) -> Tensor:
     """What follows the attention [B, heads, L, width] in a layer with input x [B, L, C]."""
-    x = x + F.linear(attended.transpose(1, 2).flatten(2), w.out)
+    x = x + _summed(F.linear(attended.transpose(1, 2).flatten(2), w.out), s)
     gate, up = F.linear(norm(x, w.behind, s.epsilon), w.gate_up).chunk(2, dim=-1)
-    return x + F.linear(F.silu(gate) * up, w.down)
+    return x + _summed(F.linear(F.silu(gate) * up, w.down), s)
 
 
 @fusable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -11,7 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.utils._pytree import tree_map_only
+
+from strategy.parallel import most_of_all
 
 SHARE = 0.25  # of the device's memory that graphs may hold
 WORTH = 8  # replays that outweigh a capture
@@ -66,14 +70,21 @@ class Graphs:
 
     All compute in the same memory, since what one leaves is copied before the next one is replayed. limit: how many
     bytes the graphs may hold together; the least recently used go first, and what had to go twice before it was of use
-    is not captured again, nor what is too large alone. A quarter of the device's memory if not given. On a CPU every
-    program just runs.
+    is not captured again, nor what is too large alone. A quarter of the device's memory if not given. group: ranks that
+    run the same programs, which wait for each other inside: each captures and drops what the others do, and they hold
+    at most half of the memory that is left. On a CPU every program just runs.
     """
 
-    def __init__(self, device: torch.device, limit: int | None = None) -> None:
-        self.device, self.limit = device, limit
+    def __init__(self, device: torch.device, limit: int | None = None, group: ProcessGroup | None = None) -> None:
+        self.device, self.limit, self.group = device, limit, group
         if limit is None and device.type == "cuda":
-            self.limit = int(SHARE * torch.cuda.get_device_properties(device).total_memory)
+            free, total = torch.cuda.mem_get_info(device)
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            [full] = most_of_all([-free], device, group)
+            self.limit = int(SHARE * total) if group is None else min(int(SHARE * total), -full // 2)
+        if group is not None:
+            # Nor does a group end while there are graphs that call it.
+            atexit.register(self.clear)
         self.kept: OrderedDict[Hashable, Graph] = OrderedDict()
         self.seen: set[Hashable] = set()
         self.gone: set[Hashable] = set()
@@ -120,7 +131,7 @@ class Graphs:
     def _capture(
         self, key: Hashable, program: Callable[..., Any], inputs: Sequence[Tensor], size: int, rehearse: bool
     ) -> bool:
-        graph, static = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs]
+        graph, static, failed = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs], ""
         if rehearse:
             program(*static)
         if not self.kept:
@@ -137,16 +148,20 @@ class Graphs:
                     outputs = program(*static)
                 finally:
                     self.shared += torch.cuda.memory_reserved(self.device) - before
-        except torch.cuda.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            warnings.warn(f"{key}: runs without a CUDA graph, since it cannot be captured ({reason})", stacklevel=2)
+            # Out of memory, a model that is not split has another way to go on.
+            if self.group is None and isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            failed = str(error).splitlines()[0]
             # Else torch's random numbers would be refused, as in a capture that goes on.
             random = torch.cuda.default_generators[torch.cuda.current_device()]
             random.graphsafe_set_state(random.clone_state())
-            self.never.add(key)
             self.spoilt.add(pool)
+        any_failed, self.shared = most_of_all([bool(failed), self.shared], self.device, self.group)
+        if any_failed:
+            why = failed or "another rank failed to"
+            warnings.warn(f"{key}: runs without a CUDA graph, since it cannot be captured ({why})", stacklevel=2)
+            self.never.add(key)
             return False
         self._keep(key, Graph(graph, program, static, outputs, size + sum(tensor.nbytes for tensor in static)))
         return key in self.kept
@@ -172,5 +187,6 @@ class Graphs:
 
     def clear(self) -> None:
         """Free every graph."""
+        atexit.unregister(self.clear)
         for known in (self.kept, self.seen, self.gone, self.never, self.spoilt):
             known.clear()

@@ -12,6 +12,7 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
@@ -77,7 +78,7 @@ def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
     for name, buffer in decoder.named_buffers():
         buffer.data = fine[name].to(buffer.device)
     model.to(ranks.take_device())
-    decoder.layers[0].register_forward_pre_hook(ranks.Watch(dist.get_process_group_ranks(group)).begin)
+    decoder.register_forward_pre_hook(ranks.Watch(dist.get_process_group_ranks(group)).begin)
     return group
 
 
@@ -120,6 +121,15 @@ def heads_of_all(own: Tensor, group: ProcessGroup | None) -> Tensor:
     everyone = own.new_empty(group.size() * len(own), *own.shape[1:])
     dist.all_gather_into_tensor(everyone, own.contiguous(), group=group)
     return everyone.unflatten(0, (group.size(), len(own))).movedim(0, 1).flatten(1, 2)
+
+
+def most_of_all(own: Sequence[int], device: torch.device, group: ProcessGroup | None) -> list[int]:
+    """Of each of several whole numbers the largest that a rank of a group has, for all to decide by."""
+    if group is None:
+        return list(own)
+    told = torch.tensor(own, device=device)
+    dist.all_reduce(told, dist.ReduceOp.MAX, group=group)
+    return told.tolist()
 
 
 def pooled(requests: Sequence[Any], group: ProcessGroup | None) -> tuple[list[Any], slice]:

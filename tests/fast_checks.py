@@ -8,9 +8,11 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -78,7 +80,11 @@ def same_record(mine: strategy.RunRecord, stock: strategy.RunRecord, kind: str) 
     for ours, theirs in zip(mine.stages, stock.stages, strict=True):
         assert (ours.layer, ours.before, ours.after) == (theirs.layer, theirs.before, theirs.after)
         assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
-    own, its = mine.means(), stock.means()
+    same_means(mine.means(), stock.means(), kind)
+
+
+def same_means(own: dict[str, Any], its: dict[str, Any], kind: str) -> None:
+    """Check the means of a record of the fast path against those of the stock loop's."""
     assert own["multiply_adds"]["vision"] == its["multiply_adds"]["vision"]
     if kind in ("one", "text"):
         assert own["cache_bytes"] == its["cache_bytes"]
@@ -109,15 +115,21 @@ def test_answers_and_records_are_those_of_the_stock_loop(asked, ran, device, nam
     assert ran["decode"]
 
 
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@contextmanager
+def tracing() -> Iterator[None]:
     """What is fused on a GPU is traced as it is there, and its operations run one by one."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(fast.Fast, "_fusing", lambda self, what, wanted: fusing(wanted))
+    traced = patch.object(torch, "compile", partial(torch.compile, backend="aot_eager"))
     compiled.cache_clear()
-    yield
+    with traced, patch.object(fast.Fast, "_fusing", lambda self, what, wanted: fusing(wanted)):
+        yield
     compiled.cache_clear()
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    with tracing():
+        yield
 
 
 def test_what_is_fused_can_be_traced_whole_and_answers_the_same(asked, traced, device):

@@ -8,16 +8,19 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
+from warnings import catch_warnings, simplefilter
 
 import pytest
 import torch
-from fast_checks import config
+from fast_checks import same_means, tracing
 from several import KINDS, NAMES, Build, run, same
 from torch import Tensor
 
-import strategy
 from strategy import engine, parallel
+from strategy.graphs import Graphs
 from strategy.ranks import FILLS
+
+ENGINES = ("eager", "graph")
 
 
 @dataclass
@@ -65,23 +68,55 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     before = {name: buffer.clone() for name, buffer in half.named_buffers()}
     parallel.split(half, half.get_decoder(), ranks)
     group = parallel.split(asked.model, asked.model.get_decoder(), ranks)
-    found = {"ran": run(asked, NAMES)} | pools(rank, ranks, group)
+    found = {engine: run(asked, NAMES, engine) for engine in ENGINES} | pools(rank, ranks, group)
     found["buffers"] = all(torch.equal(buffer.cpu(), before[name]) for name, buffer in half.named_buffers())
     heads = torch.arange(4, device=asked.model.device).view(2, 2, 1) + 4 * rank
     found["heads"] = parallel.heads_of_all(heads, group).cpu()
     with patch.object(engine, "heads_of_all", lambda own, group: own):
         found["alone"] = run(asked, ["clse"])
-    with pytest.raises(ValueError, match=r"engine=graph: .* split\)"):
-        strategy.attach(asked.model, config(asked))
+    found["most"] = parallel.most_of_all([rank, -rank, 7], asked.model.device, group)
+    found["failing"] = fails_alone(rank, asked.model.device, group)
+    full = patch.object(Graphs, "run", side_effect=torch.cuda.OutOfMemoryError("full"))
+    with full, pytest.raises(torch.cuda.OutOfMemoryError, match="full"):
+        run(asked, ["clse"], "graph")
+    if asked.model.device.type == "cpu":  # a GPU's are fused by themselves
+        with tracing():
+            found["traced"] = run(asked, ["unpruned", "clse"], "graph")
     return found
 
 
+def fails_alone(rank: int, device: torch.device, group: Any) -> tuple[Tensor, list[str]]:
+    """What a program gives that cannot be captured on one rank only, and which are captured in the end."""
+    graphs, given = Graphs(device, group=group), torch.ones(3, device=device)
+    programs = {"waits": lambda x: x * x.sum().item() if rank else x * x.sum(), "runs": lambda x: 3 * x}
+    with catch_warnings():
+        simplefilter("ignore")
+        given = [graphs.run(name, program, [given]) for name, program in programs.items() for _ in range(3)]
+    return torch.stack(given).cpu(), list(graphs.kept)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_all_ranks_keep_and_answer_what_one_process_does(parted, name, kind):
+def test_all_ranks_keep_and_answer_what_one_process_does(parted, name, kind, engine):
     assert bool(parted.whole.kept[name, kind]) == (name != "unpruned")
     for rank in parted.ranks:
-        assert same(rank["ran"], parted.whole, name, kind)
+        assert same(rank[engine], parted.whole, name, kind)
+
+
+def test_what_is_fused_of_a_split_model_can_be_traced_whole(parted):
+    for rank in parted.ranks:
+        for name, kind in rank["traced"].answers if "traced" in rank else ():
+            assert same(rank["traced"], parted.whole, name, kind)
+
+
+def test_a_rank_decides_as_the_others_do(parted):
+    ranks = parted.ranks
+    assert all(rank["most"] == [len(ranks) - 1, 0, 7] for rank in ranks)
+    for rank in ranks:
+        given, captured = rank["failing"]
+        assert (given == 3).all()
+        assert captured == (["runs"] if torch.cuda.device_count() >= len(ranks) else [])
 
 
 def test_by_their_own_heads_alone_ranks_would_keep_different_tokens(parted):
@@ -95,7 +130,7 @@ def test_by_their_own_heads_alone_ranks_would_keep_different_tokens(parted):
 
 def test_the_record_counts_a_ranks_own_share(parted):
     for name in NAMES:
-        own, whole = [rank["ran"].means[name] for rank in parted.ranks], parted.whole.means[name]
+        own, whole = [rank["eager"].means[name] for rank in parted.ranks], parted.whole.means[name]
         for part in ("prefill", "decode"):
             costs = [each["multiply_adds"][part] for each in own]
             assert max(costs) < whole["multiply_adds"][part]
@@ -105,6 +140,12 @@ def test_the_record_counts_a_ranks_own_share(parted):
             assert each["multiply_adds"]["vision"] == whole["multiply_adds"]["vision"]
             assert each["multiply_adds"]["head"] == whole["multiply_adds"]["head"]
             assert (each["kept_tokens"], each["cache_length"]) == (whole["kept_tokens"], whole["cache_length"])
+
+
+def test_the_fast_path_counts_as_the_stock_loop_does(parted):
+    for rank in parted.ranks:
+        for name in NAMES:
+            same_means(rank["graph"].means[name], rank["eager"].means[name], KINDS[-1])
 
 
 def test_heads_come_in_the_order_of_ranks(parted):
