@@ -26,7 +26,7 @@ from strategy.config import VTRConfig
 from strategy.fast import Fast
 from strategy.fusing import fused_between
 from strategy.meter import Meter
-from strategy.parallel import heads_of_all
+from strategy.parallel import heads_of_all, of_first
 from strategy.prefill import Group, Prefill, Pruned, checked
 from strategy.prior import EnoughError, question_free
 from strategy.record import RunRecord, Stage
@@ -364,6 +364,7 @@ class Engine:
                 shapes = (group.grids, view.visual.shape, view.question.shape, hidden.shape[1:])
                 with self.meter.scoring(stage, kept, state.projects, *shapes):
                     scores = self._shaped("score", self.strategy.score(view), view.visual.shape)
+                    scores = of_first(scores, self.group)
                     chosen = highest(scores, kept)
                     weights = self.strategy.merge(view, chosen)
                     if weights is not None:

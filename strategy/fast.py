@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from strategy import cache as kv
 from strategy import fused
@@ -34,6 +34,7 @@ from strategy.call import Answer, Call
 from strategy.fusing import fusing
 from strategy.graphs import Beside, Graphs
 from strategy.meter import Meter
+from strategy.parallel import of_first
 from strategy.prefill import Prefill
 from strategy.prior import reordered
 from strategy.record import Stage
@@ -215,9 +216,10 @@ class Fast:
     def _answer(self, prompts: Tensor, asked: Asked, answer: Answer) -> Tensor:
         """Go on from prompts [B, S + 1] that end with the first token of their answers."""
         slots, rest = answer.slots, answer.limit - 1
-        if slots is None or not rest:
-            return prompts
         with _plain():
+            prompts = of_first(prompts, self.graphs.group)
+            if slots is None or not rest:
+                return prompts
             slots.begin(prompts[:, -1], asked.ends, asked.pad or 0)
             legs, held = [prompts], answer.held
             since = self.meter.record.clock.start(prompts.device)
@@ -296,7 +298,8 @@ class Fast:
         key = ("vision", id(module), str(others), *((pixels.shape, pixels.dtype) for pixels in given))
         counted = self.call.vision is not None and self.call.vision[1] is not None  # operation by operation
         with _plain(), self._fusing("seeing", self.fuse and not counted):
-            return self.graphs.run(key, program, given, rehearse=True)
+            seen = self.graphs.run(key, program, given, rehearse=True)
+            return tree_map_only(Tensor, partial(of_first, group=self.graphs.group), seen)
 
     def lay_out(self, layout: Layout | None, call: dict[str, Any], tokens: Tensor) -> Layout | None:
         """Move prompts to the left of a bucket, in `call`, if the program can prefill them; returns their layout."""
@@ -471,7 +474,7 @@ class Fast:
             x = fused.decode(x, cos, sin, weights, self.shape, keys, values, slots.slot, seen)
         norm = self.decoder.norm
         logits = self.model.get_output_embeddings().forward(fused.norm(x[:, 0], norm.weight, norm.variance_epsilon))
-        slots.put(logits.float().argmax(-1))
+        slots.put(of_first(logits.float().argmax(-1), self.graphs.group))
 
     @contextmanager
     def _fusing(self, what: str, wanted: bool) -> Iterator[None]:

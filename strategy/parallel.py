@@ -123,6 +123,18 @@ def heads_of_all(own: Tensor, group: ProcessGroup | None) -> Tensor:
     return everyone.unflatten(0, (group.size(), len(own))).movedim(0, 1).flatten(1, 2)
 
 
+def of_first(own: Tensor, group: ProcessGroup | None) -> Tensor:
+    """What the first rank of a group has in the place of one's own tensor; without a group, as it is.
+
+    All ranks compute the same; but kernels that are tuned while they run may round otherwise in each.
+    """
+    if group is None:
+        return own
+    own = own.contiguous()
+    dist.broadcast(own, dist.get_global_rank(group, 0), group=group)
+    return own
+
+
 def most_of_all(own: Sequence[int], device: torch.device, group: ProcessGroup | None) -> list[int]:
     """Of each of several whole numbers the largest that a rank of a group has, for all to decide by."""
     if group is None:

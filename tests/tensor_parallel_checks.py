@@ -5,6 +5,7 @@ processes, which are started once and go through all that is asked of them.
 """
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -12,11 +13,11 @@ from warnings import catch_warnings, simplefilter
 
 import pytest
 import torch
-from fast_checks import same_means, tracing
-from several import KINDS, NAMES, Build, run, same
+from fast_checks import Asked, same_means, tracing
+from several import KINDS, NAMES, Build, Ran, run, same
 from torch import Tensor
 
-from strategy import engine, parallel
+from strategy import engine, parallel, registry
 from strategy.graphs import Graphs
 from strategy.ranks import FILLS
 
@@ -74,6 +75,7 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     found["heads"] = parallel.heads_of_all(heads, group).cpu()
     with patch.object(engine, "heads_of_all", lambda own, group: own):
         found["alone"] = run(asked, ["clse"])
+    found |= {f"{engine} unlike": unlike(asked, rank, engine) for engine in ENGINES}
     found["most"] = parallel.most_of_all([rank, -rank, 7], asked.model.device, group)
     found["failing"] = fails_alone(rank, asked.model.device, group)
     full = patch.object(Graphs, "run", side_effect=torch.cuda.OutOfMemoryError("full"))
@@ -83,6 +85,15 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
         with tracing():
             found["traced"] = run(asked, ["unpruned", "clse"], "graph")
     return found
+
+
+def unlike(asked: Asked, rank: int, engine: str) -> Ran:
+    """What is answered where all ranks but the first score otherwise, and have other logits by graph."""
+    score, head = registry.get("clse").score, asked.model.get_output_embeddings()
+    other, forward = patch.object(registry.get("clse"), "score", lambda *a: -score(*a)), head.forward
+    logits = patch.object(head, "forward", lambda x: -forward(x) if rank and engine == "graph" else forward(x))
+    with other if rank else nullcontext(), logits:
+        return run(asked, ["clse"], engine)
 
 
 def fails_alone(rank: int, device: torch.device, group: Any) -> tuple[Tensor, list[str]]:
@@ -110,6 +121,12 @@ def test_what_is_fused_of_a_split_model_can_be_traced_whole(parted):
             assert same(rank["traced"], parted.whole, name, kind)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_first_rank_chooses_for_all(parted, engine):
+    for rank in parted.ranks:
+        assert all(same(rank[f"{engine} unlike"], parted.whole, "clse", kind) for kind in KINDS)
+
+
 def test_a_rank_decides_as_the_others_do(parted):
     ranks = parted.ranks
     assert all(rank["most"] == [len(ranks) - 1, 0, 7] for rank in ranks)
@@ -119,13 +136,12 @@ def test_a_rank_decides_as_the_others_do(parted):
         assert captured == (["runs"] if torch.cuda.device_count() >= len(ranks) else [])
 
 
-def test_by_their_own_heads_alone_ranks_would_keep_different_tokens(parted):
-    def kept(rank: dict[str, Any]) -> list[Tensor]:
-        return [tokens for stage in rank["alone"].kept["clse", "mixed"] for tokens in stage]
+def test_by_its_own_heads_alone_the_first_rank_would_keep_other_tokens(parted):
+    def kept(ran: Ran) -> list[Tensor]:
+        return [tokens for stage in ran.kept["clse", "mixed"] for tokens in stage]
 
-    first, *others = map(kept, parted.ranks)
-    for other in others:
-        assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    for rank in parted.ranks:
+        assert not all(torch.equal(a, b) for a, b in zip(kept(rank["alone"]), kept(parted.whole), strict=True))
 
 
 def test_the_record_counts_a_ranks_own_share(parted):
