@@ -23,7 +23,11 @@ from benchmarks.speed import about, dtype_of, parser_of, ways_of
 from strategy import parallel, ranks, zero
 
 # What is added up or collected over the GPUs, by how the kernels of NCCL and the calls of gloo are named.
-COLLECTIVES = {"all-reduce": ("AllReduce", "gloo:all_reduce"), "all-gather": ("AllGather", "gloo:all_gather")}
+COLLECTIVES = {
+    "all-reduce": ("AllReduce", "gloo:all_reduce"),
+    "all-gather": ("AllGather", "gloo:all_gather"),
+    "broadcast": ("Broadcast", "gloo:broadcast"),
+}
 
 
 class Scaled(NamedTuple):
@@ -64,6 +68,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         options.sharded = zero.read_stage(options.zero_stage, options.shares)
     except ValueError as error:
         parser.error(str(error))
+    if options.sharded and options.engine == "graph":
+        parser.error("--engine graph: sharded weights (ZeRO stage 3) are read by the stock loop only, --engine eager")
     return options
 
 
@@ -120,10 +126,11 @@ def _bytes(model: Any) -> int:
     return sum(getattr(parameter, "ds_tensor", parameter).nbytes for parameter in model.parameters())
 
 
-def collectives(case: Case, **knobs: Any) -> dict[str, float]:
+def collectives(case: Case, peers: int, **knobs: Any) -> dict[str, float]:
     """The ms that a prefill spends in collectives, by kind: of each one that of the process which waited least in it.
 
-    To be called when all times are measured: once it has run, the profiler slows down every launch that follows.
+    peers: how many processes take part in each; of several such groups the largest sum. To be called when all times are
+    measured: once it has run, the profiler slows down every launch that follows.
     """
     device = case.model.device
     with answering(case, **knobs):
@@ -141,7 +148,11 @@ def collectives(case: Case, **knobs: Any) -> dict[str, float]:
             if event.name.startswith(call) or (event.name.startswith("nccl") and kernel in event.name):
                 mine[kind].append(event.time_range.elapsed_us() / 1000)
     everyones = ranks.gather(mine)
-    return {kind: sum(map(min, zip(*(each[kind] for each in everyones), strict=True))) for kind in COLLECTIVES}
+    groups = [everyones[first : first + peers] for first in range(0, len(everyones), peers)]
+    return {
+        kind: max(sum(map(min, zip(*(each[kind] for each in group), strict=True))) for group in groups)
+        for kind in COLLECTIVES
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -175,8 +186,9 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(measure(way, case, copies, options.repeats, options.new, engine=options.engine, **knobs))
             write()
             bar.update()
+        peers = ranks.count() if options.sharded else options.shares
         for place, knobs in enumerate(options.ways.values()):
-            rows[place] = rows[place]._replace(collectives=collectives(case, engine=options.engine, **knobs))
+            rows[place] = rows[place]._replace(collectives=collectives(case, peers, engine=options.engine, **knobs))
             write()
             bar.update()
     if not ranks.rank():

@@ -369,6 +369,7 @@ class Engine:
                     weights = self.strategy.merge(view, chosen)
                     if weights is not None:
                         weights = self._shaped("merge", weights, (*chosen.shape, view.visual.shape[1]))
+                        weights = of_first(weights, self.group)
                         merged = (weights @ view.features.float()).to(hidden.dtype)
                         places = view.visual.gather(1, chosen)
                         hidden = hidden.index_put((group.rows[:, None].expand_as(places), places), merged)

@@ -26,13 +26,13 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from strategy import cache as kv
-from strategy import fused
+from strategy import fused, ranks
 from strategy.attention import rows_of
 from strategy.backbone import Asked, Backbone, Layout, Span
 from strategy.base import Plan
 from strategy.call import Answer, Call
 from strategy.fusing import fusing
-from strategy.graphs import Beside, Graphs
+from strategy.graphs import Beside, Graphs, reason
 from strategy.meter import Meter
 from strategy.parallel import of_first
 from strategy.prefill import Prefill
@@ -127,11 +127,13 @@ class Fast:
                     self._make_ready()
                     return self._answer(stock(asked.one_token()), asked, self.call.answer)
                 except WAYS_OUT as error:
-                    self._make_do(error)
+                    failure = error
                 finally:
                     self.call.answer = None
                 self.meter.record.restore(before)
                 self.free()
+            self._make_do(failure)
+            del failure  # and with it what its frames hold
             if self.broken:
                 return stock(asked.criteria)
 
@@ -168,15 +170,20 @@ class Fast:
             warnings.warn(f"engine={self.mode}: answering with the eager engine, since {why}", stacklevel=2)
 
     def _make_do(self, error: Exception) -> None:
-        """Do without graphs or without fused layers from now on; raises the error where others are in the same pass."""
+        """Do without graphs, or without fused layers, from now on.
+
+        Raises RuntimeError for a decoder that is split, whose other processes wait in the pass that has failed here.
+        """
         if fused.group_of(self.decoder.layers) is not None:
-            raise error
+            raise RuntimeError(
+                f"engine={self.mode}: {reason(error)}; the processes that share a model cannot go on from that, "
+                "engine=eager needs the least memory and no compiler"
+            ) from error
         if isinstance(error, torch.cuda.OutOfMemoryError):
             self.broken = TOO_SMALL
             self._tell(self.broken)
             return
-        reason = str(error).strip().splitlines()[0]
-        warnings.warn(f"layers are not fused, since they cannot be compiled ({reason})", stacklevel=2)
+        warnings.warn(f"layers are not fused, since they cannot be compiled ({reason(error)})", stacklevel=2)
         self.fuse = False
 
     def _make_ready(self) -> None:
@@ -240,6 +247,7 @@ class Fast:
 
     def _leg(self, slots: Slots, most: int) -> tuple[int, bool]:
         """Decode up to so many tokens a sample; how many it were, and whether all samples are finished."""
+        ranks.Watch.begin()
         on_gpu = slots.token.is_cuda
         flags = torch.zeros(most, dtype=torch.bool, pin_memory=on_gpu)
         events = [torch.cuda.Event() for _ in range(most)] if on_gpu else []
@@ -274,8 +282,10 @@ class Fast:
             except WAYS_OUT as error:
                 if self.call.answer is not None:
                     raise
-                self._make_do(error)
+                failure = error
             self.free()
+        self._make_do(failure)
+        del failure
         return self.see(module, stock, *args, **call)
 
     def _see(self, module: nn.Module, stock: Callable[..., Any], device: torch.device, *args: Any, **call: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -15,10 +14,15 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.utils._pytree import tree_map_only
 
-from strategy.parallel import most_of_all
+from strategy import parallel
 
 SHARE = 0.25  # of the device's memory that graphs may hold
 WORTH = 8  # replays that outweigh a capture
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error tells, or else its name."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @dataclass
@@ -80,11 +84,10 @@ class Graphs:
         if limit is None and device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            [full] = most_of_all([-free], device, group)
-            self.limit = int(SHARE * total) if group is None else min(int(SHARE * total), -full // 2)
+            own = int(SHARE * total) if group is None else min(int(SHARE * total), free // 2)
+            self.limit = parallel.least_of_all([own], device, group)[0]
         if group is not None:
-            # Nor does a group end while there are graphs that call it.
-            atexit.register(self.clear)
+            parallel.USERS.add(self)
         self.kept: OrderedDict[Hashable, Graph] = OrderedDict()
         self.seen: set[Hashable] = set()
         self.gone: set[Hashable] = set()
@@ -131,7 +134,8 @@ class Graphs:
     def _capture(
         self, key: Hashable, program: Callable[..., Any], inputs: Sequence[Tensor], size: int, rehearse: bool
     ) -> bool:
-        graph, static, failed = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs], ""
+        graph, static = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in inputs]
+        failure = ""
         if rehearse:
             program(*static)
         if not self.kept:
@@ -152,14 +156,16 @@ class Graphs:
             # Out of memory, a model that is not split has another way to go on.
             if self.group is None and isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
-            failed = str(error).splitlines()[0]
+            failure = reason(error)
             # Else torch's random numbers would be refused, as in a capture that goes on.
             random = torch.cuda.default_generators[torch.cuda.current_device()]
             random.graphsafe_set_state(random.clone_state())
             self.spoilt.add(pool)
-        any_failed, self.shared = most_of_all([bool(failed), self.shared], self.device, self.group)
-        if any_failed:
-            why = failed or "another rank failed to"
+        # As it went in the process where it went worst.
+        fine, room = parallel.least_of_all([not failure, -self.shared], self.device, self.group)
+        self.shared = -room
+        if not fine:
+            why = failure or "by another process"
             warnings.warn(f"{key}: runs without a CUDA graph, since it cannot be captured ({why})", stacklevel=2)
             self.never.add(key)
             return False
@@ -187,6 +193,5 @@ class Graphs:
 
     def clear(self) -> None:
         """Free every graph."""
-        atexit.unregister(self.clear)
         for known in (self.kept, self.seen, self.gone, self.never, self.spoilt):
             known.clear()

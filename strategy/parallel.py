@@ -11,6 +11,7 @@ from datetime import timedelta
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from strategy import fused, ranks
 # The projections whose results are sums over all ranks; all others of a layer give a rank its own share.
 SUMMED = ("self_attn.o_proj", "mlp.down_proj")
 LATER = 300.0  # seconds after `ranks.Watch`, which is to be first: torch ends a group that waits, and names nobody
+# What calls a group, and has to `clear` before that ends.
+USERS: WeakSet[Any] = WeakSet()
 OWN = ...  # stands for what of a request does not travel
 
 
@@ -60,6 +63,8 @@ def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
         raise ValueError(
             f"tensor_parallel={shares}: {reason} cannot be split; device_map=auto lays whole layers on several GPUs"
         )
+    if fused.group_of(decoder.layers) is not None:
+        raise ValueError(f"tensor_parallel={shares}: this {type(model).__name__} is split already")
     deepspeed = started(f"tensor_parallel={shares}")
     group, _ = dist.new_subgroups(shares, timeout=group_timeout())
     # It takes all to the type of the weights, also the rotary tables, which are finer.
@@ -104,6 +109,8 @@ def group_timeout() -> timedelta:
 
 def leave() -> None:
     """End all groups of this process, if there are any, and the threads of those that only the model still holds."""
+    for user in list(USERS):
+        user.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()
@@ -135,12 +142,12 @@ def of_first(own: Tensor, group: ProcessGroup | None) -> Tensor:
     return own
 
 
-def most_of_all(own: Sequence[int], device: torch.device, group: ProcessGroup | None) -> list[int]:
-    """Of each of several whole numbers the largest that a rank of a group has, for all to decide by."""
+def least_of_all(own: Sequence[int], device: torch.device, group: ProcessGroup | None) -> list[int]:
+    """Of each of several whole numbers the smallest that a rank of a group has, for all to decide by."""
     if group is None:
         return list(own)
     told = torch.tensor(own, device=device)
-    dist.all_reduce(told, dist.ReduceOp.MAX, group=group)
+    dist.all_reduce(told, dist.ReduceOp.MIN, group=group)
     return told.tolist()
 
 

@@ -149,14 +149,17 @@ class Watch(threading.Thread):
     lmms-eval, see `answer_own`, all stop, and those that are behind are named. Raises ValueError as that does.
     """
 
+    passes = 0  # that this process has begun
+
     def __init__(self, peers: Sequence[int]) -> None:
         super().__init__(daemon=True)
-        self.peers, self.patience, self.passes = peers, longest_wait(), 0
+        self.peers, self.patience = peers, longest_wait()
         self.start()
 
-    def begin(self, *_: Any) -> None:
-        """Count a forward pass that begins; fit to be a hook."""
-        self.passes += 1
+    @staticmethod
+    def begin(*_: Any) -> None:
+        """Count a forward pass that begins, or some tokens of an answer; fit to be a hook."""
+        Watch.passes += 1
 
     def run(self) -> None:
         last, since, shown = None, 0.0, 0

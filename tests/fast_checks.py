@@ -120,10 +120,12 @@ def tracing() -> Iterator[None]:
     """What is fused on a GPU is traced as it is there, and its operations run one by one."""
     traced = patch.object(torch, "compile", partial(torch.compile, backend="aot_eager"))
     compiled.cache_clear()
-    with traced, patch.object(fast.Fast, "_fusing", lambda self, what, wanted: fusing(wanted)):
-        yield
-    compiled.cache_clear()
-    torch._dynamo.reset()
+    try:
+        with traced, patch.object(fast.Fast, "_fusing", lambda self, what, wanted: fusing(wanted)):
+            yield
+    finally:
+        compiled.cache_clear()
+        torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -23,17 +23,17 @@ from strategy import parallel
 
 PATIENCE = 300  # seconds that the processes may take
 NAMES = ["unpruned", *strategy.available()]
-KINDS = ("one", "mixed")
+KINDS = ("one", "several", "mixed")
 Build = Callable[[str], Asked]
 
 
 @dataclass
 class Ran:
-    """What a process answered and kept, by strategy and kind of prompt, and the means of its record."""
+    """What a process answered and kept, and the means of its record, by strategy and kind of prompt."""
 
     answers: dict[tuple[str, str], Tensor]
     kept: dict[tuple[str, str], list[tuple[Tensor, ...]]]
-    means: dict[str, dict[str, Any]]
+    means: dict[tuple[str, str], dict[str, Any]]
 
 
 @dataclass
@@ -58,7 +58,7 @@ def run(asked: Asked, names: Iterable[str], engine: str = "eager") -> Ran:
                 for _ in range(times):
                     ran.answers[name, kind] = answer(asked, kind, new=6).cpu()
             ran.kept[name, kind] = [tuple(map(Tensor.cpu, stage.kept)) for stage in record.stages]
-        ran.means[name] = record.means()
+            ran.means[name, kind] = record.means()
     return ran
 
 

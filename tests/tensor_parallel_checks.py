@@ -76,11 +76,13 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     with patch.object(engine, "heads_of_all", lambda own, group: own):
         found["alone"] = run(asked, ["clse"])
     found |= {f"{engine} unlike": unlike(asked, rank, engine) for engine in ENGINES}
-    found["most"] = parallel.most_of_all([rank, -rank, 7], asked.model.device, group)
+    found["least"] = parallel.least_of_all([rank, -rank, 7], asked.model.device, group)
     found["failing"] = fails_alone(rank, asked.model.device, group)
     full = patch.object(Graphs, "run", side_effect=torch.cuda.OutOfMemoryError("full"))
-    with full, pytest.raises(torch.cuda.OutOfMemoryError, match="full"):
+    with full, pytest.raises(RuntimeError, match=r"engine=graph: full; .* engine=eager"):
         run(asked, ["clse"], "graph")
+    with pytest.raises(ValueError, match="is split already"):
+        parallel.split(asked.model, asked.model.get_decoder(), ranks)
     if asked.model.device.type == "cpu":  # a GPU's are fused by themselves
         with tracing():
             found["traced"] = run(asked, ["unpruned", "clse"], "graph")
@@ -129,7 +131,7 @@ def test_the_first_rank_chooses_for_all(parted, engine):
 
 def test_a_rank_decides_as_the_others_do(parted):
     ranks = parted.ranks
-    assert all(rank["most"] == [len(ranks) - 1, 0, 7] for rank in ranks)
+    assert all(rank["least"] == [0, 1 - len(ranks), 7] for rank in ranks)
     for rank in ranks:
         given, captured = rank["failing"]
         assert (given == 3).all()
@@ -145,8 +147,8 @@ def test_by_its_own_heads_alone_the_first_rank_would_keep_other_tokens(parted):
 
 
 def test_the_record_counts_a_ranks_own_share(parted):
-    for name in NAMES:
-        own, whole = [rank["eager"].means[name] for rank in parted.ranks], parted.whole.means[name]
+    for which, whole in parted.whole.means.items():
+        own = [rank["eager"].means[which] for rank in parted.ranks]
         for part in ("prefill", "decode"):
             costs = [each["multiply_adds"][part] for each in own]
             assert max(costs) < whole["multiply_adds"][part]
@@ -160,8 +162,8 @@ def test_the_record_counts_a_ranks_own_share(parted):
 
 def test_the_fast_path_counts_as_the_stock_loop_does(parted):
     for rank in parted.ranks:
-        for name in NAMES:
-            same_means(rank["graph"].means[name], rank["eager"].means[name], KINDS[-1])
+        for (name, kind), means in rank["eager"].means.items():
+            same_means(rank["graph"].means[name, kind], means, kind)
 
 
 def test_heads_come_in_the_order_of_ranks(parted):

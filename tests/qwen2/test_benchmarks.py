@@ -30,6 +30,7 @@ def test_the_large_one_has_the_published_size():
         ("--budget few", "few"),
         ("--tensor_parallel 2", "tensor_parallel=2: want 2 processes"),
         ("--zero_stage 3", "zero_stage=3: want several processes"),
+        ("--engine fast", "engine='fast'"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_is_loaded(capsys, words, told):
@@ -54,3 +55,4 @@ def test_what_several_processes_take_is_measured(tmp_path, way):
     assert unpruned["collectives"]["all-reduce"] > 0
     assert pruned["collectives"]["all-gather"] > 0
     assert (unpruned["collectives"]["all-gather"] > 0) == way.startswith("zero")
+    assert (pruned["collectives"]["broadcast"] > 0) == way.startswith("tensor")

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy.graphs import WORTH, Graph, Graphs
+from strategy.graphs import WORTH, Graph, Graphs, reason
 
 
 def come(graphs: Graphs, key: str, own: int, growth: int, uses: int = 1) -> bool:
@@ -56,3 +57,10 @@ def test_the_limit_holds_whatever_comes(calls):
     for key, own, growth, uses in calls:
         come(graphs, key, own, growth, uses)
         assert graphs.size <= graphs.limit
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("one\ntwo", "one"), ("\n two", "two"), ("", "RuntimeError"), (" \n", "RuntimeError")]
+)
+def test_every_error_has_a_reason_in_one_line(text, told):
+    assert reason(RuntimeError(text)) == told
