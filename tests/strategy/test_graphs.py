@@ -1,12 +1,15 @@
-"""Which graphs are kept when memory is short; how they are captured needs a GPU, see `gpu_checks`."""
+"""Which graphs are kept when memory is short or others fail; how they are captured needs a GPU, see `gpu_checks`."""
 
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strategy import parallel
 from strategy.graphs import WORTH, Graph, Graphs, reason
 
 
@@ -64,3 +67,45 @@ def test_the_limit_holds_whatever_comes(calls):
 )
 def test_every_error_has_a_reason_in_one_line(text, told):
     assert reason(RuntimeError(text)) == told
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture that only runs the program, as there is no GPU."""
+    for name in ("CUDAGraph", "current_stream", "current_device", "graph_pool_handle", "default_generators"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "worst", "why"),
+    [
+        (None, [0, -70], "by another process"),
+        (RuntimeError("\n not allowed"), [0, 0], "not allowed"),
+        (torch.cuda.OutOfMemoryError(), [0, 0], "OutOfMemoryError"),
+    ],
+)
+def test_what_one_process_cannot_capture_none_of_its_group_does(pretended, monkeypatch, error, worst, why):
+    told = MagicMock(return_value=worst)
+    monkeypatch.setattr(parallel, "least_of_all", told)
+    graphs = Graphs(torch.device("cpu"), limit=100, group=MagicMock())
+    with pytest.warns(UserWarning, match=f"one: runs without a CUDA graph, .*{why}"):
+        assert not graphs._capture("one", MagicMock(side_effect=error), (), 5, rehearse=False)
+    assert told.call_args.args[0] == [error is None, 0]
+    assert (graphs.never, graphs.shared, list(graphs.kept)) == ({"one"}, -worst[1], [])
+
+
+def test_what_all_processes_capture_takes_as_much_room_as_where_it_takes_most(pretended, monkeypatch):
+    monkeypatch.setattr(parallel, "least_of_all", lambda own, *_: [1, own[1] - 70])
+    graphs = Graphs(torch.device("cpu"), limit=100, group=MagicMock())
+    assert graphs._capture("one", MagicMock(), (), 5, rehearse=False)
+    assert graphs.size == 75
+
+
+def test_graphs_go_before_the_group_that_they_call():
+    graphs = Graphs(torch.device("cpu"), limit=100, group=MagicMock())
+    assert come(graphs, "one", 20, 5)
+    parallel.leave()
+    assert not graphs.kept
