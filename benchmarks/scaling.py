@@ -8,6 +8,7 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,12 +92,8 @@ def measure(name: str, case: Case, copies: int, repeats: int, new: int, **knobs:
     device = case.model.device
     on_gpu = device.type == "cuda"
     weights = torch.cuda.memory_allocated(device) if on_gpu else _bytes(case.model)
+    generate = partial(_answer, case)
     with answering(case, **knobs) as run:
-
-        def generate(tokens: int) -> Any:
-            # The tokens are read, as by whoever asks for them.
-            return case.model.generate(**case.inputs, do_sample=False, max_new_tokens=tokens).tolist()
-
         warm_up(case.model, generate, new)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
@@ -121,6 +118,11 @@ def measure(name: str, case: Case, copies: int, repeats: int, new: int, **knobs:
     return Scaled(name, prefill, decode, rate, weights, peak, [round(each) for each in kept], {})
 
 
+def _answer(case: Case, tokens: int) -> Any:
+    # Read, as by whoever asks for them.
+    return case.model.generate(**case.inputs, do_sample=False, max_new_tokens=tokens).tolist()
+
+
 def _bytes(model: Any) -> int:
     """The bytes of a process's own weights: with ZeRO these are a share of what a parameter stands for."""
     return sum(getattr(parameter, "ds_tensor", parameter).nbytes for parameter in model.parameters())
@@ -132,12 +134,8 @@ def collectives(case: Case, peers: int, **knobs: Any) -> dict[str, float]:
     peers: how many processes take part in each; of several such groups the largest sum. To be called when all times are
     measured: once it has run, the profiler slows down every launch that follows.
     """
-    device = case.model.device
+    device, generate = case.model.device, partial(_answer, case)
     with answering(case, **knobs):
-
-        def generate(tokens: int) -> Any:
-            return case.model.generate(**case.inputs, do_sample=False, max_new_tokens=tokens).tolist()
-
         warm_up(case.model, generate, 1)
         ranks.gather(None)
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (device.type == "cuda")]) as seen:
@@ -180,13 +178,12 @@ def main(arguments: list[str] | None = None) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"about": told, "rows": [each._asdict() for each in rows]}, indent=1))
 
+    copies, peers = ranks.count() // options.shares, ranks.count() if options.sharded else options.shares
     with tqdm(total=2 * len(options.ways), desc="Measuring", unit="way", disable=ranks.rank() > 0) as bar:
         for way, knobs in options.ways.items():
-            copies = ranks.count() // options.shares
             rows.append(measure(way, case, copies, options.repeats, options.new, engine=options.engine, **knobs))
             write()
             bar.update()
-        peers = ranks.count() if options.sharded else options.shares
         for place, knobs in enumerate(options.ways.values()):
             rows[place] = rows[place]._replace(collectives=collectives(case, peers, engine=options.engine, **knobs))
             write()

@@ -82,10 +82,11 @@ class Graphs:
     def __init__(self, device: torch.device, limit: int | None = None, group: ProcessGroup | None = None) -> None:
         self.device, self.limit, self.group = device, limit, group
         if limit is None and device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            own = int(SHARE * total) if group is None else min(int(SHARE * total), free // 2)
-            self.limit = parallel.least_of_all([own], device, group)[0]
+            self.limit = int(SHARE * torch.cuda.get_device_properties(device).total_memory)
+            if group is not None:
+                free, _ = torch.cuda.mem_get_info(device)
+                free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+                [self.limit] = parallel.least_of_all([min(self.limit, free // 2)], device, group)
         if group is not None:
             parallel.USERS.add(self)
         self.kept: OrderedDict[Hashable, Graph] = OrderedDict()

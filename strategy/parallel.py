@@ -47,7 +47,7 @@ def split(model: nn.Module, decoder: Any, shares: int) -> ProcessGroup | None:
     decoder: inside of the model or the model itself, whose weights lie on the CPU. Called by all processes that were
     started, with the same model; each `shares` of them, in order, become a group, and hold the model once. With one
     rank nothing is done, and the group is None. Raises ValueError where the heads or the processes cannot be split so,
-    or without deepspeed.
+    for a decoder that is split already, or without deepspeed.
     """
     if shares == 1:
         return None
@@ -133,7 +133,8 @@ def heads_of_all(own: Tensor, group: ProcessGroup | None) -> Tensor:
 def of_first(own: Tensor, group: ProcessGroup | None) -> Tensor:
     """What the first rank of a group has in the place of one's own tensor; without a group, as it is.
 
-    All ranks compute the same; but kernels that are tuned while they run may round otherwise in each.
+    own: of the same shape and type on all ranks; it may be written to. All ranks compute the same; but kernels that are
+    tuned while they run may round otherwise in each.
     """
     if group is None:
         return own
@@ -143,7 +144,10 @@ def of_first(own: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def least_of_all(own: Sequence[int], device: torch.device, group: ProcessGroup | None) -> list[int]:
-    """Of each of several whole numbers the smallest that a rank of a group has, for all to decide by."""
+    """Of each of several whole numbers the smallest that a rank of a group has, for all to decide by.
+
+    Waits for the device and for the other ranks, which bring as many numbers.
+    """
     if group is None:
         return list(own)
     told = torch.tensor(own, device=device)

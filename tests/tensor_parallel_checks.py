@@ -69,13 +69,14 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     before = {name: buffer.clone() for name, buffer in half.named_buffers()}
     parallel.split(half, half.get_decoder(), ranks)
     group = parallel.split(asked.model, asked.model.get_decoder(), ranks)
-    found = {engine: run(asked, NAMES, engine) for engine in ENGINES} | pools(rank, ranks, group)
+    found = {way: run(asked, NAMES, way) for way in ENGINES} | pools(rank, ranks, group)
     found["buffers"] = all(torch.equal(buffer.cpu(), before[name]) for name, buffer in half.named_buffers())
     heads = torch.arange(4, device=asked.model.device).view(2, 2, 1) + 4 * rank
     found["heads"] = parallel.heads_of_all(heads, group).cpu()
-    with patch.object(engine, "heads_of_all", lambda own, group: own):
+    as_it_is = {"heads_of_all": lambda own, group: own, "of_first": lambda own, group: own}
+    with patch.multiple(engine, **as_it_is):
         found["alone"] = run(asked, ["clse"])
-    found |= {f"{engine} unlike": unlike(asked, rank, engine) for engine in ENGINES}
+    found |= {f"{way} unlike": unlike(asked, rank, way) for way in ENGINES}
     found["least"] = parallel.least_of_all([rank, -rank, 7], asked.model.device, group)
     found["failing"] = fails_alone(rank, asked.model.device, group)
     full = patch.object(Graphs, "run", side_effect=torch.cuda.OutOfMemoryError("full"))
@@ -138,12 +139,13 @@ def test_a_rank_decides_as_the_others_do(parted):
         assert captured == (["runs"] if torch.cuda.device_count() >= len(ranks) else [])
 
 
-def test_by_its_own_heads_alone_the_first_rank_would_keep_other_tokens(parted):
+def test_by_their_own_heads_alone_ranks_would_keep_different_tokens(parted):
     def kept(ran: Ran) -> list[Tensor]:
         return [tokens for stage in ran.kept["clse", "mixed"] for tokens in stage]
 
-    for rank in parted.ranks:
-        assert not all(torch.equal(a, b) for a, b in zip(kept(rank["alone"]), kept(parted.whole), strict=True))
+    first, *others = [kept(rank["alone"]) for rank in parted.ranks]
+    for other in (kept(parted.whole), *others):
+        assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_the_record_counts_a_ranks_own_share(parted):

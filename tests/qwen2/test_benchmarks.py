@@ -39,6 +39,14 @@ def test_what_cannot_be_measured_is_told_before_anything_is_loaded(capsys, words
     assert told in capsys.readouterr().err
 
 
+def test_sharded_weights_are_not_measured_by_graph(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = "--backbone qwen2-72b --device cpu --budget 0.334 --zero_stage 3 --engine graph"
+    with pytest.raises(SystemExit):
+        scaling.parse(words.split(" "))
+    assert "--engine graph: sharded weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("way", ["tensor_parallel=2", "zero_stage=3"])
 def test_what_several_processes_take_is_measured(tmp_path, way):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "benchmarks.scaling"]
