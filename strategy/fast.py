@@ -8,7 +8,6 @@ reads and writes a cache of fixed size, so that one graph serves every step.
 from __future__ import annotations
 
 import copy
-import sys
 import threading
 import time
 import warnings
@@ -493,11 +492,11 @@ class Fast:
         first, since = wanted and what not in self.told, time.perf_counter()
         if first:
             self.told.add(what)
-            print(f"fusing the model's layers for {what} ...", file=sys.stderr, flush=True)
+            ranks.tell(f"fusing the model's layers for {what} ...")
         with fusing(wanted):
             yield
         if first:
-            print(f"fused the model's layers for {what}: {time.perf_counter() - since:.1f} s", file=sys.stderr)
+            ranks.tell(f"fused the model's layers for {what}: {time.perf_counter() - since:.1f} s")
 
 
 def _moved(start: int | Sequence[int], by: int) -> int | tuple[int, ...]:

@@ -85,6 +85,15 @@ def beat() -> None:
         _store().add(f"beats of {rank()}", 1)
 
 
+def tell(text: str) -> None:
+    """Write a line to stderr in one piece, since others may write to the same terminal.
+
+    torch's launcher starts processes unbuffered, and then `print` writes the end of a line by itself.
+    """
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
 def gather(mine: Any) -> list[Any]:
     """What every process brings to its n-th call of this, in order of rank; several exchange it as JSON.
 
@@ -213,6 +222,7 @@ def _stop_all(told: str) -> NoReturn:
 
 
 def _end(told: str) -> NoReturn:
-    print(told, end="\n" if told else "", file=sys.stderr, flush=True)
+    if told:
+        tell(told)
     # Whatever a process does on its way out may wait for the one that is missing.
     os._exit(1)

@@ -20,10 +20,11 @@ DEPTH = 4
 
 
 def launch(tmp_path, count, body):
-    """Start so many processes of a script that has `ranks` and its own number, `me`."""
+    """Start so many processes of a script that has `ranks`, its own number `me`, and `say`, a line in one piece."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, signal, sys, time\nfrom strategy import ranks\nme = ranks.rank()\n" + textwrap.dedent(body)
+        "import os, signal, sys, time\nfrom strategy import ranks\nme = ranks.rank()\n"
+        "say = lambda text: os.write(1, f'{text}\\n'.encode())\n" + textwrap.dedent(body)
     )
     command = [
         sys.executable,
@@ -53,8 +54,8 @@ def test_what_processes_bring_comes_in_their_order(tmp_path):
     body = """
     for turn in range(3):
         time.sleep(0.3 * (me == turn))
-        brought = ranks.gather({"rank": me, "turn": turn})
-        print("said", brought == [{"rank": each, "turn": turn} for each in range(3)], flush=True)
+        brought = ranks.gather(dict(rank=me, turn=turn))
+        say(f"said {brought == [dict(rank=each, turn=turn) for each in range(3)]}")
     """
     assert told(launch(tmp_path, 3, body)) == (0, ["said True"] * 9)
 
@@ -66,7 +67,7 @@ def test_a_slow_process_is_waited_for_as_long_as_it_gets_on(tmp_path):
     for _ in range(20 * me):
         time.sleep(0.25)
         ranks.beat()
-    print("said", ranks.gather(me), flush=True)
+    say(f"said {ranks.gather(me)}")
     """
     assert told(launch(tmp_path, 2, body)) == (0, ["said [0, 1]"] * 2)
 
@@ -138,7 +139,7 @@ def test_a_process_that_loses_another_does_not_tell_of_itself(tmp_path, seen):
         try:
             dist.all_reduce(dist.torch.ones(1))
         except RuntimeError as error:
-            print("said", "reset" if "reset" in str(error) else "closed", flush=True)
+            say("said reset" if "reset" in str(error) else "said closed")
             raise
     class Request: metadata = {{}}
     ranks.answer_own([Request()], answer, "")
@@ -175,7 +176,7 @@ def test_a_process_that_others_wait_for_within_a_pass_is_named(tmp_path, lost, n
 def test_processes_stop_when_what_started_them_is_gone(tmp_path):
     body = """
     ranks.beat()
-    print("at work", flush=True)
+    say("at work")
     while True:
         time.sleep(0.2)
         ranks.beat()
