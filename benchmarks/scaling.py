@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, ImportError) as error:
         raise SystemExit(f"--backbone {options.backbone}: {error}") from None
     if not ranks.rank():
-        print(f"loaded: {time.time() - since:.0f} s", file=sys.stderr, flush=True)
+        ranks.tell(f"loaded: {time.time() - since:.0f} s")
     told = about(options, case, device, dtype, command) | {"processes": ranks.count()}
     kind = f"zero{options.zero_stage}" if options.sharded else f"tensor{options.shares}"
     words = [options.backbone, options.strategy, options.budget.replace(",", "_")]

@@ -130,9 +130,8 @@ class Fast:
                 finally:
                     self.call.answer = None
                 self.meter.record.restore(before)
-                self.free()
-            self._make_do(failure)
-            del failure  # and with it what its frames hold
+                self._make_do(failure)
+                del failure  # and with it what its frames hold
             if self.broken:
                 return stock(asked.criteria)
 
@@ -169,10 +168,11 @@ class Fast:
             warnings.warn(f"engine={self.mode}: answering with the eager engine, since {why}", stacklevel=2)
 
     def _make_do(self, error: Exception) -> None:
-        """Do without graphs, or without fused layers, from now on.
+        """Free all, and do without graphs, or without fused layers, from now on.
 
         Raises RuntimeError for a decoder that is split, whose other processes wait in the pass that has failed here.
         """
+        self.free()
         if fused.group_of(self.decoder.layers) is not None:
             raise RuntimeError(
                 f"engine={self.mode}: {reason(error)}; the processes that share a model cannot go on from that, "
@@ -282,9 +282,8 @@ class Fast:
                 if self.call.answer is not None:
                     raise
                 failure = error
-            self.free()
-        self._make_do(failure)
-        del failure
+            self._make_do(failure)
+            del failure
         return self.see(module, stock, *args, **call)
 
     def _see(self, module: nn.Module, stock: Callable[..., Any], device: torch.device, *args: Any, **call: Any) -> Any:
