@@ -134,7 +134,7 @@ def free(case: Case, lengths: list[int], batch: int, repeats: int) -> float:
     model = case.model
     device = model.device
     decoder = strategy.backbone.find_backbone(model, None).decoder(model)
-    weights = [fused.merge(layer) for layer in decoder.layers]
+    weights = fused.merge(decoder.layers)
     shape = fused.shape_of(decoder.layers[0])
     start = torch.randn(batch, lengths[0], decoder.config.hidden_size, device=device, dtype=weights[0].before.dtype)
     cos, sin = torch.rand(2, batch, lengths[0], shape.width, device=device, dtype=start.dtype)
@@ -156,8 +156,7 @@ def free(case: Case, lengths: list[int], batch: int, repeats: int) -> float:
         captured = graphs.kept.get("free")
         return milliseconds(captured.graph.replay if captured else lambda: program(start), device, repeats)
     finally:
-        for each in decoder.layers:
-            fused.split(each)
+        fused.split(decoder.layers)
 
 
 def first_difference(case: Case, ours: list[int], theirs: list[int], **knobs: Any) -> dict[str, float] | None:

@@ -184,11 +184,12 @@ class Engine:
             handle.remove()
         for module, name, before in reversed(self.replaced):
             delattr(module, name) if before is None else setattr(module, name, before)
-        if self.fast is not None:
-            self.fast.free()
         for module in {self.model, self.decoder}:
             if hasattr(module, ATTRIBUTE):
                 delattr(module, ATTRIBUTE)
+        # Last, since it takes memory, which may not be there.
+        if self.fast is not None:
+            self.fast.free()
 
     # The hooks, in the order in which one forward call meets them.
 

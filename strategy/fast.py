@@ -192,7 +192,7 @@ class Fast:
         self.free()
         with _plain():
             layers = self.decoder.layers
-            self.weights = [fused.merge(layer) for layer in layers]
+            self.weights = fused.merge(layers)
         self.shape = fused.shape_of(layers[0])
         self.graphs = Graphs(next(layers.parameters()).device, group=fused.group_of(layers))
         self.beside = Beside(self.graphs.device)
@@ -215,8 +215,7 @@ class Fast:
         """Free graphs and caches, and give each weight memory of its own again."""
         self.graphs.clear()
         if self.signature:
-            for layer in self.decoder.layers:
-                fused.split(layer)
+            fused.split(self.decoder.layers)
         self.weights, self.signature, self.scoring = [], (), {}
 
     def _answer(self, prompts: Tensor, asked: Asked, answer: Answer) -> Tensor:

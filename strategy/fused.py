@@ -5,6 +5,7 @@ layers give up to rounding. Projections that read the same input are one matrix 
 """
 
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -97,11 +98,21 @@ def shape_of(layer: Any) -> Shape:
 
 
 @torch.no_grad()
-def merge(layer: Any) -> Weights:
-    """Lay a layer's projections of the same input behind each other, and return its tensors.
+def merge(layers: nn.ModuleList) -> list[Weights]:
+    """Lay the projections of the same input behind each other, in each layer, and return each one's tensors.
 
-    Its parameters stay the same objects with the same values; their memory is now shared. `split` undoes it.
+    Parameters stay the same objects with the same values; their memory is now shared. `split` undoes it.
     """
+    weights = []
+    for layer in layers:
+        weights.append(_merge(layer))
+        # Else torch cuts the next layer's short ones out of what this one's long ones were in, and what is left of
+        # that is too short for anything: 3 GB a GPU of Qwen2-VL-72B on two, which on 80 GB was too much.
+        torch.cuda.empty_cache()
+    return weights
+
+
+def _merge(layer: Any) -> Weights:
     joined: list[Tensor] = []
     for block, names in MERGED:
         linears = [getattr(layer, block).get_submodule(name) for name in names]
@@ -132,9 +143,9 @@ def merge(layer: Any) -> Weights:
 
 
 @torch.no_grad()
-def split(layer: Any) -> None:
+def split(layers: nn.ModuleList) -> None:
     """Give each projection memory of its own again."""
-    for block, names in MERGED:
+    for layer, (block, names) in product(layers, MERGED):
         for name in names:
             for parameter in getattr(layer, block).get_submodule(name).parameters():
                 if parameter.untyped_storage().nbytes() > parameter.nbytes:

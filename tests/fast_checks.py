@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
 import strategy
-from strategy import VTRConfig, fast
+from strategy import VTRConfig, fast, fused
 from strategy.backbone import find_backbone
 from strategy.engine import ATTRIBUTE
 from strategy.fusing import compiled, fusing
@@ -229,6 +229,17 @@ def test_afterwards_the_model_is_the_stock_one(asked):
         assert id(parameter) == identity
         assert torch.equal(parameter, values)
         assert parameter.untyped_storage().nbytes() == parameter.nbytes
+
+
+def test_a_model_is_detached_even_if_there_is_no_memory_to_part_its_layers(asked, monkeypatch):
+    stock, _ = answered(asked, "one", engine="eager")
+    modules = {name: set(vars(module)) for name, module in asked.model.named_modules()}
+    with monkeypatch.context() as context:
+        context.setattr(fused, "split", Mock(side_effect=torch.cuda.OutOfMemoryError("none left")))
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            answered(asked, "one")
+    assert {name: set(vars(module)) for name, module in asked.model.named_modules()} == modules
+    assert torch.equal(answered(asked, "one")[0], stock)
 
 
 @pytest.mark.parametrize("in_place", [True, False])

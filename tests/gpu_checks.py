@@ -12,9 +12,10 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from engine_checks import LAYOUTS, STAGES, TOLERANCE, Batch, Family, first_layers, make, prefill, run_with_steps
+from transformers import LlamaConfig, LlamaModel
 
 import strategy
-from strategy import VTRConfig
+from strategy import VTRConfig, fused
 from strategy.graphs import Graphs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -162,6 +163,26 @@ def test_what_does_not_fit_beside_another_twice_is_not_captured_again():
             assert torch.equal(graphs.run(name, torch.neg, [wide]), -wide)
         assert (len(graphs.kept), len(graphs.never)) == [(0, 0), (1, 0), (1, 1), (1, 1)][turn]
         assert graphs.size <= graphs.limit
+
+
+def test_layers_are_merged_without_leaving_gaps_in_memory():
+    def gaps():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+    # Few key heads, so that what is merged of the attention would fit where a part of the MLP was, with a rest.
+    shape = {"hidden_size": 4096, "intermediate_size": 7392, "num_attention_heads": 32, "num_key_value_heads": 4}
+    with torch.device("cuda"):
+        layers = LlamaModel(LlamaConfig(**shape, num_hidden_layers=6, vocab_size=8)).half().layers
+    before, held = gaps(), torch.cuda.memory_allocated()
+    weights = fused.merge(layers)
+    assert torch.equal(weights[3].gate_up[:7392], layers[3].mlp.gate_proj.weight)
+    assert gaps() <= before
+    del weights
+    fused.split(layers)
+    assert gaps() <= before
+    assert torch.cuda.memory_allocated() == held
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
