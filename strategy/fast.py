@@ -214,9 +214,12 @@ class Fast:
     def free(self) -> None:
         """Free graphs and caches, and give each weight memory of its own again."""
         self.graphs.clear()
+        # Let go of first, so that parting takes the memory of one layer and not of all; in place, since the frames of
+        # what has failed may hold the list.
+        self.weights.clear()
         if self.signature:
             fused.split(self.decoder.layers)
-        self.weights, self.signature, self.scoring = [], (), {}
+        self.signature, self.scoring = (), {}
 
     def _answer(self, prompts: Tensor, asked: Asked, answer: Answer) -> Tensor:
         """Go on from prompts [B, S + 1] that end with the first token of their answers."""

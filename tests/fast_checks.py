@@ -6,6 +6,7 @@ A backbone's tests import everything from here and give a fixture `asked`, an `A
 import copy
 import threading
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -240,6 +241,32 @@ def test_a_model_is_detached_even_if_there_is_no_memory_to_part_its_layers(asked
             answered(asked, "one")
     assert {name: set(vars(module)) for name, module in asked.model.named_modules()} == modules
     assert torch.equal(answered(asked, "one")[0], stock)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_is_merged_is_let_go_of_before_it_is_parted(asked, monkeypatch, fails):
+    """Else the memory of all layers would be needed twice for a while."""
+    merge, split, whole, left = fused.merge, fused.split, [], []
+
+    def watched(layers: Any) -> Any:
+        weights = merge(layers)
+        whole.extend(weakref.ref(tensor) for each in weights for tensor in (each.qkv, each.gate_up))
+        return weights
+
+    def parted(layers: Any) -> None:
+        left.append(sum(each() is not None for each in whole))
+        split(layers)
+
+    monkeypatch.setattr(fused, "merge", watched)
+    monkeypatch.setattr(fused, "split", parted)
+    if fails:
+        failing(monkeypatch, torch.cuda.OutOfMemoryError("none left"), 1)
+        with pytest.warns(UserWarning, match="memory"):
+            answered(asked, "one")
+    else:
+        answered(asked, "one", 3)
+    assert whole
+    assert left == [0]
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -165,23 +165,28 @@ def test_what_does_not_fit_beside_another_twice_is_not_captured_again():
         assert graphs.size <= graphs.limit
 
 
-def test_layers_are_merged_without_leaving_gaps_in_memory():
+def test_merging_and_parting_layers_leaves_no_gaps_in_memory():
     def gaps():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         return torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
     # Few key heads, so that what is merged of the attention would fit where a part of the MLP was, with a rest.
-    shape = {"hidden_size": 4096, "intermediate_size": 7392, "num_attention_heads": 32, "num_key_value_heads": 4}
-    with torch.device("cuda"):
-        layers = LlamaModel(LlamaConfig(**shape, num_hidden_layers=6, vocab_size=8)).half().layers
-    before, held = gaps(), torch.cuda.memory_allocated()
+    shape = {"hidden_size": 4096, "intermediate_size": 7424, "num_attention_heads": 32, "num_key_value_heads": 4}
+    torch.set_default_dtype(torch.half)
+    try:
+        with torch.device("cuda"):
+            layers = LlamaModel(LlamaConfig(**shape, num_hidden_layers=6, vocab_size=8)).layers
+    finally:
+        torch.set_default_dtype(torch.float)
+    # Beside the short ones, which torch puts into 20 MiB at a time.
+    most, held = gaps() + (20 << 20), torch.cuda.memory_allocated()
     weights = fused.merge(layers)
-    assert torch.equal(weights[3].gate_up[:7392], layers[3].mlp.gate_proj.weight)
-    assert gaps() <= before
+    assert torch.equal(weights[3].gate_up[:7424], layers[3].mlp.gate_proj.weight)
+    assert gaps() <= most
     del weights
     fused.split(layers)
-    assert gaps() <= before
+    assert gaps() <= most
     assert torch.cuda.memory_allocated() == held
 
 
