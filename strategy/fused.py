@@ -107,7 +107,7 @@ def merge(layers: nn.ModuleList) -> list[Weights]:
     for layer in layers:
         weights.append(_merge(layer))
         # Else torch cuts the next layer's short ones out of what this one's long ones were in, and what is left of
-        # that is too short for anything: 3 GB a GPU of Qwen2-VL-72B on two, which on 80 GB was too much.
+        # that is too short for anything: 3 GB of the 5 that Qwen2-VL-72B leaves on each of two GPUs of 80.
         torch.cuda.empty_cache()
     return weights
 
