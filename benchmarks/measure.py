@@ -156,8 +156,7 @@ def free(case: Case, lengths: list[int], batch: int, repeats: int) -> float:
         captured = graphs.kept.get("free")
         return milliseconds(captured.graph.replay if captured else lambda: program(start), device, repeats)
     finally:
-        weights.clear()
-        fused.split(decoder.layers)
+        fused.split(decoder.layers, weights)
 
 
 def first_difference(case: Case, ours: list[int], theirs: list[int], **knobs: Any) -> dict[str, float] | None:

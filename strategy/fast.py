@@ -214,11 +214,8 @@ class Fast:
     def free(self) -> None:
         """Free graphs and caches, and give each weight memory of its own again."""
         self.graphs.clear()
-        # Let go of first, so that parting takes the memory of one layer and not of all; in place, since the frames of
-        # what has failed may hold the list.
-        self.weights.clear()
-        if self.signature:
-            fused.split(self.decoder.layers)
+        if self.weights:
+            fused.split(self.decoder.layers, self.weights)
         self.signature, self.scoring = (), {}
 
     def _answer(self, prompts: Tensor, asked: Asked, answer: Answer) -> Tensor:

@@ -143,8 +143,11 @@ def _merge(layer: Any) -> Weights:
 
 
 @torch.no_grad()
-def split(layers: nn.ModuleList) -> None:
-    """Give each projection memory of its own again."""
+def split(layers: nn.ModuleList, weights: list[Weights]) -> None:
+    """Give each projection memory of its own again, and empty the list of tensors that `merge` gave for the layers."""
+    # First, so that it takes the memory of one layer more and not of all; and in place, since others may hold the list,
+    # such as the frames of a call that has failed.
+    weights.clear()
     for layer, (block, names) in product(layers, MERGED):
         for name in names:
             for parameter in getattr(layer, block).get_submodule(name).parameters():

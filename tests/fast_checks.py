@@ -253,9 +253,12 @@ def test_what_is_merged_is_let_go_of_before_it_is_parted(asked, monkeypatch, fai
         whole.extend(weakref.ref(tensor) for each in weights for tensor in (each.qkv, each.gate_up))
         return weights
 
-    def parted(layers: Any) -> None:
+    def counted(layers: Any) -> Iterator[Any]:
         left.append(sum(each() is not None for each in whole))
-        split(layers)
+        yield from layers
+
+    def parted(layers: Any, weights: Any) -> None:
+        split(counted(layers), weights)
 
     monkeypatch.setattr(fused, "merge", watched)
     monkeypatch.setattr(fused, "split", parted)
