@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from strategy.counts import pair_cost, token_cost
+from strategy.kernels.layer_facts import pair_cost, token_cost
+from strategy.kernels.layer_spec import llama_spec
 
 
 class Ceilings(NamedTuple):
@@ -57,7 +58,7 @@ def floor(layers: Sequence[Any], lengths: Sequence[int], batch: int, ceilings: C
     """
     total = 0.0
     for layer, length in zip(layers, lengths, strict=True):
-        operations = 2 * batch * length * (token_cost(layer, 0) + pair_cost(layer) * length / 2)
+        operations = 2 * batch * length * (token_cost(layer, 0) + pair_cost(layer, llama_spec(layer)) * length / 2)
         size = sum(parameter.nbytes for parameter in layer.parameters())
         total += max(operations / ceilings.operations, size / ceilings.bytes)
     return 1000 * total

@@ -15,11 +15,11 @@ from torch import Tensor
 import strategy
 from benchmarks.ceilings import milliseconds
 from benchmarks.models import Case, batched
-from strategy import fused
-from strategy.engine import ATTRIBUTE
-from strategy.fast import Fast
-from strategy.fusing import fusing
-from strategy.graphs import Graphs
+from strategy.attach import attachment_of
+from strategy.backbone import find_backbone
+from strategy.graph.cuda_graphs import CudaGraphCache, ProgramKey
+from strategy.kernels import llama_layer
+from strategy.kernels.compile import compiling
 
 
 class Row(NamedTuple):
@@ -54,11 +54,6 @@ def answering(case: Case, **knobs: Any) -> Iterator[strategy.RunRecord]:
         yield run
 
 
-def fast_of(model: Any) -> Fast:
-    """The fast path of an attached model."""
-    return getattr(model, ATTRIBUTE).fast
-
-
 def _synchronised(run: Callable[[], Any], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -72,7 +67,7 @@ def _synchronised(run: Callable[[], Any], device: torch.device) -> float:
 def warm_up(model: Any, generate: Callable[[int], Any], new: int) -> Any:
     """Answer with `new` tokens and with one as often as it takes until all is captured; gives the last long answer."""
     # What comes for the third time is replayed by the fast path.
-    for _ in range(1 if fast_of(model) is None else 3):
+    for _ in range(1 if attachment_of(model).generator is None else 3):
         answers = generate(new)
         generate(1)
     return answers
@@ -98,10 +93,11 @@ def row(name: str, case: Case, batch: int, repeats: int, new: int, **knobs: Any)
             prefills.append(1000 * (run.clock.seconds()["prefill"] - before))
         whole = [_synchronised(lambda: generate(new), device) for _ in range(max(2, repeats // 5))]
         first = statistics.median(firsts)
-        fast = fast_of(model)
+        generator = attachment_of(model).generator
+        graphs = None if generator is None else generator.decoder.graphs
         # A graph for answers of one token and one for those of many, which fill caches of different sizes.
-        graph = next(iter(_replayed(fast, "prefill", device, repeats)[-1:]), math.nan)
-        vision = sum(_replayed(fast, "vision", device, repeats)) or math.nan
+        graph = next(iter(_replayed(graphs, "prefill", device, repeats)[-1:]), math.nan)
+        vision = sum(_replayed(graphs, "vision", device, repeats)) or math.nan
         means = run.means()
         stages = [round(kept) for kept in means["kept_tokens"]]
         lengths = [case.tokens - case.visual + round(n) for n in means["tokens_by_layer"]]
@@ -122,9 +118,9 @@ def row(name: str, case: Case, batch: int, repeats: int, new: int, **knobs: Any)
         )
 
 
-def _replayed(fast: Fast | None, kind: str, device: torch.device, repeats: int) -> list[float]:
+def _replayed(graphs: CudaGraphCache | None, kind: str, device: torch.device, repeats: int) -> list[float]:
     """The ms that each captured graph of a kind takes."""
-    captured = [each for key, each in fast.graphs.kept.items() if key[0] == kind] if fast else []
+    captured = graphs.captured(kind) if graphs else []
     return [milliseconds(each.graph.replay, device, repeats) for each in captured]
 
 
@@ -133,30 +129,32 @@ def free(case: Case, lengths: list[int], batch: int, repeats: int) -> float:
     """The ms of the same layers on sequences that are as short already, with nothing scored, sorted or gathered."""
     model = case.model
     device = model.device
-    decoder = strategy.backbone.find_backbone(model, None).decoder(model)
-    weights = fused.merge(decoder.layers)
-    shape = fused.shape_of(decoder.layers[0])
-    start = torch.randn(batch, lengths[0], decoder.config.hidden_size, device=device, dtype=weights[0].before.dtype)
+    backbone = find_backbone(model)
+    decoder: Any = backbone.decoder(model)
+    specs = backbone.layer_specs(decoder)
+    weights = llama_layer.pack_projections(decoder.layers, specs)
+    shape, dtype = llama_layer.layer_shape(decoder.layers[0], specs[0]), weights[0].input_norm.dtype
+    start = torch.randn(batch, lengths[0], decoder.config.hidden_size, device=device, dtype=dtype)
     cos, sin = torch.rand(2, batch, lengths[0], shape.width, device=device, dtype=start.dtype)
 
     def program(x: Tensor) -> Tensor:
         for length, own in zip(lengths, weights, strict=True):
             part = slice(0, length)
-            x, _, keys, values = fused.prefill(
+            x, _, keys, values = llama_layer.prefill(
                 x[:, part].contiguous(), cos[:, part].contiguous(), sin[:, part].contiguous(), own, shape
             )
             keys[:, :, : lengths[-1]].contiguous(), values[:, :, : lengths[-1]].contiguous()
         return decoder.norm(x[:, -1:])
 
     try:
-        graphs = Graphs(device, limit=1 << 62)
-        with fusing(device.type == "cuda"):
+        graphs = CudaGraphCache(device, limit=1 << 62)
+        with compiling(device.type == "cuda"):
             for _ in range(3):
-                graphs.run("free", program, [start])
-        captured = graphs.kept.get("free")
-        return milliseconds(captured.graph.replay if captured else lambda: program(start), device, repeats)
+                graphs.run(ProgramKey("free"), program, [start])
+        captured = graphs.captured("free")
+        return milliseconds(captured[0].graph.replay if captured else lambda: program(start), device, repeats)
     finally:
-        fused.split(decoder.layers, weights)
+        llama_layer.unpack_projections(decoder.layers, specs, weights)
 
 
 def first_difference(case: Case, ours: list[int], theirs: list[int], **knobs: Any) -> dict[str, float] | None:

@@ -213,7 +213,7 @@ def _video(dtype: torch.dtype, small: bool) -> Any:
 
 
 def _templated(model: Any) -> Any:
-    model.closing = 5  # of " ASSISTANT:" with Vicuna's tokeniser
+    model.num_template_tokens = 5  # of " ASSISTANT:" with Vicuna's tokeniser
     return model
 
 

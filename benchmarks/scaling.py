@@ -21,7 +21,7 @@ from benchmarks.measure import answering, warm_up
 from benchmarks.models import Case, build
 from benchmarks.report import scaling_table
 from benchmarks.speed import about, dtype_of, parser_of, ways_of
-from strategy import parallel, ranks, zero
+from strategy.distributed import collectives, processes, tensor_parallel, zero
 
 # What is added up or collected over the GPUs, by how the kernels of NCCL and the calls of gloo are named.
 COLLECTIVES = {
@@ -65,8 +65,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         options.ways = ways_of(options)
         for knobs in options.ways.values():
             strategy.VTRConfig(engine=options.engine, **knobs)
-        options.shares = parallel.read_ranks(options.tensor_parallel)
-        options.sharded = zero.read_stage(options.zero_stage, options.shares)
+        options.shares = tensor_parallel.parse_tp_size(options.tensor_parallel)
+        options.sharded = zero.parse_zero_stage(options.zero_stage, options.shares)
     except ValueError as error:
         parser.error(str(error))
     if options.sharded and options.engine == "graph":
@@ -78,7 +78,7 @@ def load(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) 
     """The case, split or sharded as asked."""
     to_split = options.shares > 1 or options.sharded
     case = build(options.backbone, str(device), dtype, small=device.type == "cpu", to_split=to_split)
-    parallel.split(case.model, case.model.get_decoder(), options.shares)
+    tensor_parallel.split(case.model, case.model.get_decoder(), options.shares)
     if options.sharded:
         zero.shard(case.model, case.model.get_decoder())
     return case
@@ -97,7 +97,7 @@ def measure(name: str, case: Case, copies: int, repeats: int, new: int, **knobs:
         warm_up(case.model, generate, new)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
-        ranks.gather(None)
+        collectives.gather(None)
         begun = time.time()
         for _ in range(repeats):
             generate(new)
@@ -112,7 +112,7 @@ def measure(name: str, case: Case, copies: int, repeats: int, new: int, **knobs:
         peak = torch.cuda.max_memory_allocated(device) if on_gpu else 0
         kept = run.means()["kept_tokens"]
     mine = [begun, ended, decode, statistics.median(prefills), weights, peak]
-    first, *others = zip(*ranks.gather(mine), strict=True)
+    first, *others = zip(*collectives.gather(mine), strict=True)
     ended, decode, prefill, weights, peak = map(max, others)
     rate = copies * repeats / (ended - min(first))
     return Scaled(name, prefill, decode, rate, weights, peak, [round(each) for each in kept], {})
@@ -128,7 +128,7 @@ def _bytes(model: Any) -> int:
     return sum(getattr(parameter, "ds_tensor", parameter).nbytes for parameter in model.parameters())
 
 
-def collectives(case: Case, peers: int, **knobs: Any) -> dict[str, float]:
+def collective_times(case: Case, peers: int, **knobs: Any) -> dict[str, float]:
     """The ms that a prefill spends in collectives, by kind: of each one that of the process which waited least in it.
 
     peers: how many processes take part in each; of several such groups the largest sum. To be called when all times are
@@ -137,7 +137,7 @@ def collectives(case: Case, peers: int, **knobs: Any) -> dict[str, float]:
     device, generate = case.model.device, partial(_answer, case)
     with answering(case, **knobs):
         warm_up(case.model, generate, 1)
-        ranks.gather(None)
+        collectives.gather(None)
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (device.type == "cuda")]) as seen:
             generate(1)
     mine: dict[str, list[float]] = {kind: [] for kind in COLLECTIVES}
@@ -145,7 +145,7 @@ def collectives(case: Case, peers: int, **knobs: Any) -> dict[str, float]:
         for kind, (kernel, call) in COLLECTIVES.items():
             if event.name.startswith(call) or (event.name.startswith("nccl") and kernel in event.name):
                 mine[kind].append(event.time_range.elapsed_us() / 1000)
-    everyones = ranks.gather(mine)
+    everyones = collectives.gather(mine)
     groups = [everyones[first : first + peers] for first in range(0, len(everyones), peers)]
     return {
         kind: max(sum(map(min, zip(*(each[kind] for each in group), strict=True))) for group in groups)
@@ -157,38 +157,41 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, and let the first process print the table and write the JSON."""
     options = parse(arguments)
     command = "-m benchmarks.scaling " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    device = torch.device(options.device if options.device == "cpu" else ranks.take_device())
+    device = torch.device(options.device if options.device == "cpu" else processes.take_device())
     dtype = dtype_of(options, device)
     since = time.time()
     try:
         case = load(options, device, dtype)
     except (ValueError, ImportError) as error:
         raise SystemExit(f"--backbone {options.backbone}: {error}") from None
-    if not ranks.rank():
-        ranks.tell(f"loaded: {time.time() - since:.0f} s")
-    told = about(options, case, device, dtype, command) | {"processes": ranks.count()}
+    if not processes.rank():
+        processes.log_line(f"loaded: {time.time() - since:.0f} s")
+    told = about(options, case, device, dtype, command) | {"processes": processes.world_size()}
     kind = f"zero{options.zero_stage}" if options.sharded else f"tensor{options.shares}"
     words = [options.backbone, options.strategy, options.budget.replace(",", "_")]
-    words += [kind, f"of{ranks.count()}", options.engine]
+    words += [kind, f"of{processes.world_size()}", options.engine]
     file, rows = Path(options.output) / f"{'_'.join(words)}.json", []
 
     def write() -> None:
         # At once, since a run on several GPUs may be ended before it is through.
-        if not ranks.rank():
+        if not processes.rank():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"about": told, "rows": [each._asdict() for each in rows]}, indent=1))
 
-    copies, peers = ranks.count() // options.shares, ranks.count() if options.sharded else options.shares
-    with tqdm(total=2 * len(options.ways), desc="Measuring", unit="way", disable=ranks.rank() > 0) as bar:
+    world = processes.world_size()
+    copies, peers = world // options.shares, world if options.sharded else options.shares
+    with tqdm(total=2 * len(options.ways), desc="Measuring", unit="way", disable=processes.rank() > 0) as bar:
         for way, knobs in options.ways.items():
             rows.append(measure(way, case, copies, options.repeats, options.new, engine=options.engine, **knobs))
             write()
             bar.update()
         for place, knobs in enumerate(options.ways.values()):
-            rows[place] = rows[place]._replace(collectives=collectives(case, peers, engine=options.engine, **knobs))
+            rows[place] = rows[place]._replace(
+                collectives=collective_times(case, peers, engine=options.engine, **knobs)
+            )
             write()
             bar.update()
-    if not ranks.rank():
+    if not processes.rank():
         print(scaling_table(told, rows))
         print(f"written: {file}")
 

@@ -197,7 +197,7 @@ def _prefill(row: Row) -> float:
 
 def _operations(layers: Any, lengths: list[int]) -> float:
     return sum(
-        length * (ceilings.token_cost(layer, 0) + ceilings.pair_cost(layer) * length / 2)
+        length * (ceilings.token_cost(layer, 0) + ceilings.pair_cost(layer, ceilings.llama_spec(layer)) * length / 2)
         for layer, length in zip(layers, lengths, strict=True)
     )
 

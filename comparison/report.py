@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from comparison.intervals import interval
 from comparison.runs import UNPRUNED, Run, ordered, write_whole
 from comparison.tables import reference_of, table, unit
-from strategy.record import PARTS
+from strategy.metrics.record import PARTS
 
 # Okabe and Ito's colours but for the yellow, which is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")

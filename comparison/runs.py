@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from strategy.record import PARTS
+from strategy.metrics.record import PARTS
 
 UNPRUNED = "unpruned"
 

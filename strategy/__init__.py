@@ -3,21 +3,27 @@
 import importlib
 import pkgutil
 import warnings
+from typing import Any
 
 from strategy import clse
-from strategy.backbone import Asked, Backbone, Layout, Span, register_backbone
-from strategy.base import Facts, Grid, Plan, StageBudgets, Strategy, View
+from strategy.attach import attach, detach, prune
+from strategy.backbone import Backbone, GreedyRequest, Layout, Span, register_backbone
+from strategy.base import Strategy, View
 from strategy.config import VTRConfig
-from strategy.engine import attach, detach, prune
-from strategy.record import RunRecord, Stage
+from strategy.kernels.layer_spec import LayerSpec
+from strategy.metrics.record import RunRecord, Stage
+from strategy.options import Options, option
+from strategy.plan import Facts, Grid, Plan, StageBudgets
 from strategy.registry import available, broken, register
 
 __all__ = [
-    "Asked",
     "Backbone",
     "Facts",
+    "GreedyRequest",
     "Grid",
+    "LayerSpec",
     "Layout",
+    "Options",
     "Plan",
     "RunRecord",
     "Span",
@@ -30,15 +36,25 @@ __all__ = [
     "available",
     "clse",
     "detach",
+    "option",
     "prune",
     "register",
     "register_backbone",
 ]
 
-# A strategy is one file in this folder: whatever lies here is imported, so that it registers itself.
+# A strategy is one file in this folder: every module here is imported, so that it registers itself.
 for _found in pkgutil.iter_modules(__path__):
+    if _found.ispkg:
+        continue
     try:
         importlib.import_module(f"{__name__}.{_found.name}")
     except Exception as _error:
         broken.append(f"{_found.name}.py ({type(_error).__name__}: {_error})")
         warnings.warn(f"left out of the strategies: {broken[-1]}", stacklevel=2)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Asked":
+        warnings.warn("strategy.Asked is called strategy.GreedyRequest", DeprecationWarning, stacklevel=2)
+        return GreedyRequest
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a model family must tell the engine, and the list of families."""
+"""What a model family promises the engine, and the list of families."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from strategy.base import Facts, Grid
-from strategy.counts import pair_cost, token_cost
+from strategy.kernels.layer_facts import pair_cost, token_cost
+from strategy.kernels.layer_spec import LayerSpec, llama_spec
 
 
 class Span(NamedTuple):
     """The visual tokens of one image or video.
 
-    start: sequence index of the first one; or one index a frame, where text stands between the frames.
-    grid: (T, H, W), with H * W tokens next to each other in each frame. lead: tokens of each frame before
-    these, such as a class token, which lie off the grid.
+    start: Sequence index of the first token; or one index for each frame, where text stands between the frames.
+    grid: (T, H, W), with H * W adjacent tokens in each frame. lead: Tokens of each frame before these, such as a class
+    token, which lie off the grid.
     """
 
     start: int | tuple[int, ...]
@@ -29,45 +30,54 @@ Layout = Sequence[Sequence[Span]]
 """The spans of each sample of a batch."""
 
 
-class Asked(NamedTuple):
+class GreedyRequest(NamedTuple):
     """What `generate` asks of its greedy loop.
 
-    prompt: how long the prompts are, and ids: how many of that as token ids. processors, criteria: transformers' lists.
-    ends, pad: the ids that end an answer, and the one that follows. cache: what past_key_values were given. plain:
-    whether token ids are all that is wanted.
+    prompt_length: Tokens of the prompts. num_ids: How many of these are given as token ids. processors,
+    stopping_criteria: transformers' lists. eos_ids: The ids that end an answer. pad_id: The id that follows the end.
+    cache: The past_key_values that were given. token_ids_only: Whether token ids are all that is wanted.
     """
 
-    prompt: int
-    ids: int
+    prompt_length: int
+    num_ids: int
     processors: Sequence[Any]
-    criteria: Any
-    ends: Sequence[int]
-    pad: int | None
+    stopping_criteria: Any
+    eos_ids: Sequence[int]
+    pad_id: int | None
     cache: Any
-    plain: bool
+    token_ids_only: bool
 
     @property
-    def limit(self) -> int | None:
-        """How many tokens an answer may have; None if something else than that and end tokens stops it."""
-        lengths = [each.max_length for each in self.criteria if hasattr(each, "max_length")]
+    def max_new_tokens(self) -> int | None:
+        """Return how many tokens an answer may have; None if something else than that and end tokens stops it."""
+        lengths = [each.max_length for each in self.stopping_criteria if hasattr(each, "max_length")]
         others = [
-            each for each in self.criteria if not hasattr(each, "max_length") and not hasattr(each, "eos_token_id")
+            each
+            for each in self.stopping_criteria
+            if not hasattr(each, "max_length") and not hasattr(each, "eos_token_id")
         ]
-        return min(lengths) - self.ids if lengths and not others else None
+        return min(lengths) - self.num_ids if lengths and not others else None
 
-    def one_token(self) -> Any:
-        """Criteria that stop the loop after one token."""
-        only = copy.copy(next(each for each in self.criteria if hasattr(each, "max_length")))
-        only.max_length = self.ids + 1
-        return type(self.criteria)([only])
+    def one_token_criteria(self) -> Any:
+        """Return criteria that stop the loop after one token."""
+        only = copy.copy(next(each for each in self.stopping_criteria if hasattr(each, "max_length")))
+        only.max_length = self.num_ids + 1
+        return type(self.stopping_criteria)([only])
+
+
+Generate = Callable[[Callable[[Any], Tensor], GreedyRequest], Tensor]
+"""Answers a request, given the stock loop, which takes the criteria that stop it; returns token ids."""
 
 
 class Backbone(ABC):
     """Facts about one model family; it never sees a strategy.
 
-    models: the classes whose instances are pruned whole. decoders: the bare text decoders, which need
-    their layout given by hand. nominal_tokens, own_size, video: see `Facts`. of_sizes: methods of the vision
-    modules whose results depend on the sizes of pictures only.
+    Attributes:
+        name: How users name the family.
+        models: The classes whose instances are pruned whole.
+        decoders: The bare text decoders, which need their layout given by hand.
+        nominal_tokens, own_size, video: See `Facts`.
+        size_methods: Methods of the vision modules whose results depend only on the sizes of pictures.
     """
 
     name: str
@@ -76,84 +86,124 @@ class Backbone(ABC):
     nominal_tokens: int
     own_size: bool = False
     video: bool = False
-    of_sizes: tuple[str, ...] = ()
+    size_methods: tuple[str, ...] = ()
 
     def facts(self, decoder: Any) -> Facts:
-        """What strategies may know of a decoder."""
+        """Return what strategies may know of a decoder."""
         layer, experts = decoder.layers[0], self.experts(decoder)
-        pair = pair_cost(layer) / token_cost(layer, experts)
+        pair = pair_cost(layer, self.layer_spec(layer)) / token_cost(layer, experts)
         return Facts(len(decoder.layers), self.nominal_tokens, self.own_size, self.video, pair)
 
     def experts(self, decoder: Any) -> int:
-        """How many experts of a mixture a token goes through; 0 without a mixture."""
+        """Return how many experts of a mixture a token goes through; 0 without a mixture."""
         return getattr(decoder.config, "num_experts_per_tok", 0)
+
+    def layer_spec(self, layer: nn.Module) -> LayerSpec:
+        """Describe a decoder layer; the default recognises layers with the modules of Llama.
+
+        A family whose layers differ replaces what differs, such as `dataclasses.replace(super().layer_spec(layer),
+        window=1024, attention="window")`. Whoever computes with the layer's weights reads nothing else.
+        """
+        return llama_spec(layer)
+
+    def layer_specs(self, decoder: Any) -> tuple[LayerSpec, ...]:
+        """Describe all layers of a decoder."""
+        return tuple(self.layer_spec(layer) for layer in decoder.layers)
 
     @abstractmethod
     def decoder(self, model: nn.Module) -> nn.Module:
-        """The text decoder inside a model: the module whose `layers` are pruned between."""
+        """Return the text decoder inside a model: the module with the `layers` that are pruned between.
+
+        The decoder has a final `norm`, and a `config`.
+        """
 
     @abstractmethod
     def entry(self, model: nn.Module) -> nn.Module:
-        """The module whose forward call says where the visual tokens lie."""
+        """Return the module whose forward call shows where the visual tokens lie."""
 
     @abstractmethod
-    def layout(self, model: nn.Module, call: Mapping[str, Any]) -> Layout | None:
-        """The layout that the keyword arguments of the entry's forward call tell; None for a text."""
+    def layout(self, model: nn.Module, kwargs: Mapping[str, Any]) -> Layout | None:
+        """Return the layout that the keyword arguments of the entry's forward call show; None for a text."""
 
     @abstractmethod
-    def rotary(self, layer: nn.Module, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B or 1, L, head width] that rotate the tokens of a layer's forward call."""
+    def rotary(self, layer: nn.Module, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines [B or 1, L, head width] that rotate the tokens of a layer's forward call."""
 
-    def angles(self, decoder: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, L, head width] that rotate tokens at positions [B, L], or several kinds of them.
+    def rotary_at(self, decoder: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines [B, L, head width] that rotate tokens at positions [B, L], or several kinds of them.
 
-        As transformers has it since 4.48 for text that has one kind.
+        The default is that of transformers since 4.48 for text, which has one kind of positions.
         """
         return decoder.rotary_emb(decoder.norm.weight, positions)
 
-    def greedy(self, model: Any, answer: Callable[[Callable[[Any], Tensor], Asked], Tensor]) -> dict[str, Any]:
-        """What to set on a model, by attribute, so that `answer` stands in the place of its greedy loop.
+    def greedy_loop(self, model: Any, generate: Generate) -> dict[str, Any]:
+        """Return what to set on a model, by attribute, so that `generate` replaces its greedy loop.
 
-        answer: given the stock loop, which takes the criteria that stop it, and what is asked of it. Empty, as here,
-        for a family that answers with the stock loop only.
+        The default is empty, for a family that answers with the stock loop only.
         """
         return {}
 
     def vision(self, model: Any) -> list[nn.Module]:
-        """The modules that make visual tokens of pixels, none of them inside another one."""
+        """Return the modules that make visual tokens of pixels, none of them inside another one."""
         return []
 
-    def closing(self, model: Any, call: Mapping[str, Any]) -> list[int] | None:
-        """How many tokens of a template follow the question in each prompt of the entry's forward call.
+    def num_template_tokens(self, model: Any, kwargs: Mapping[str, Any]) -> list[int] | None:
+        """Return how many tokens of a template follow the question in each prompt of the entry's forward call.
 
-        None, as here, if that cannot be told: then the first token behind the visual ones ends a prompt without
+        The default, None, means that nobody knows: the first token behind the visual ones then ends a prompt without
         its question.
         """
         return None
 
-    def added(self, call: dict[str, Any]) -> list[Tensor]:
-        """What the decoder's loop would add to the hidden states after its first layers, taken out of `call`.
+    def added_features(self, kwargs: dict[str, Any]) -> list[Tensor]:
+        """Take out of `kwargs` what the decoder's loop would add to the hidden states after its first layers.
 
-        call: the keyword arguments of the decoder's forward call. Returns [B, S, C] a layer, over the whole
-        prompt, zero where nothing is added.
+        Args:
+            kwargs: The keyword arguments of the decoder's forward call.
+
+        Returns:
+            [B, S, C] for each of these layers, over the whole prompt, zero where nothing is added.
         """
         return []
 
     def extra_hooks(self, decoder: nn.Module) -> list[RemovableHandle]:
-        """Hooks that this family's code needs to bear a cache shorter than its positions."""
+        """Register the hooks that this family's code needs because a pruned cache is shorter than its position ids."""
         return []
 
 
+# Methods that adapters of other people may still have under their former names, where nothing would call them.
+RENAMED = {
+    "closing": "num_template_tokens",
+    "of_sizes": "size_methods",
+    "greedy": "greedy_loop",
+    "angles": "rotary_at",
+    "added": "added_features",
+}
 _backbones: dict[str, Backbone] = {}
 
 
 def register_backbone(backbone: Backbone) -> None:
-    """Make a family known to `strategy.prune`."""
+    """Add a family to those that `strategy.prune` recognises.
+
+    Raises:
+        ValueError: The adapter has an attribute under its former name.
+    """
+    if former := [name for name in RENAMED if hasattr(backbone, name)]:
+        renames = ", ".join(f"{name} to {RENAMED[name]}" for name in former)
+        raise ValueError(f"{type(backbone).__name__}: attributes of Backbone were renamed: rename {renames}")
     _backbones[backbone.name] = backbone
 
 
-def find_backbone(model: nn.Module, name: str | None) -> Backbone:
-    """The family of a model or bare decoder; ValueError if it is unknown or not the only one."""
+def find_backbone(model: nn.Module, name: str | None = None) -> Backbone:
+    """Return the family of a model or bare decoder.
+
+    Args:
+        model: The model or decoder.
+        name: The family, where the class of a decoder belongs to several.
+
+    Raises:
+        ValueError: The family is unknown, or not unique.
+    """
     if name is not None and name not in _backbones:
         raise ValueError(f"backbone={name!r}: allowed are {_names(_backbones)}")
     lineage = type(model).__mro__
@@ -162,7 +212,7 @@ def find_backbone(model: nn.Module, name: str | None) -> Backbone:
         for key, backbone in _backbones.items()
         if name in (None, key) and (known := set(lineage) & {*backbone.models, *backbone.decoders})
     }
-    # A family built upon another one is the nearer of the two.
+    # Of a family built upon another one and that other one, the nearer class wins.
     found = {key: distance for key, distance in found.items() if distance == min(found.values())}
     kind = type(model).__name__
     if not found:

@@ -7,14 +7,17 @@ and if the last prompt token attends to it.
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from strategy.base import Facts, Grid, Plan, StageBudgets, Strategy, View
-from strategy.fusing import fusable
+from strategy.base import Strategy, View
+from strategy.kernels.compile import compilable
+from strategy.options import Options, flag, option, positive
+from strategy.plan import Facts, Grid, Plan, StageBudgets
 from strategy.registry import register
 
 # Tokens kept of LLaVA's 576, and shares kept of an image's own tokens, after each of the three stages
@@ -31,16 +34,24 @@ VIDEO_LAYER, VIDEO_REFERENCE, VIDEO_BUDGET = 3, 2, 194
 
 
 def spectral_energy(x: Tensor, grid: Grid, cutoff_ratio: float = 0.1, volume: bool = False) -> Tensor:
-    """High-pass energy of each token on its grid.
+    """Compute the high-pass energy of each token on its grid.
 
-    x: [B, N, C] features of N = T * H * W tokens. The filter's gain is 1 - exp(-f^2 / (2 sigma^2)) over
-    signed integer frequencies, with sigma = cutoff_ratio * min(H // 2, W // 2), per frame; with `volume`
-    over (T, H, W) at once and T // 2 in the minimum too. Returns float32 [B, N], the mean over channels
-    of the filtered signal's absolute value.
+    The filter's gain is 1 - exp(-f^2 / (2 sigma^2)) over signed integer frequencies, with sigma = cutoff_ratio *
+    min(H // 2, W // 2), per frame; with `volume` over (T, H, W) at once and T // 2 in the minimum too. The Gaussian is
+    a product of one factor for each axis, so the filtered signal is x minus x multiplied by a small circulant matrix
+    along each axis, which is exact and needs no FFT.
 
-    The Gaussian is a product of one factor an axis, so the filtered signal is x minus x multiplied by a
-    small circulant matrix along each axis, which is exact and needs no FFT. Raises ValueError for a
-    grid that does not hold N tokens, or with a side under 2 along a filtered axis.
+    Args:
+        x: Features [B, N, C] of N = T * H * W tokens.
+        grid: (T, H, W).
+        cutoff_ratio: Width of the Gaussian, see above.
+        volume: Whether the filter spans the frames too.
+
+    Returns:
+        float32 [B, N], the mean over channels of the filtered signal's absolute value.
+
+    Raises:
+        ValueError: The grid does not hold N tokens, or a filtered side is under 2.
     """
     frames, height, width = grid
     if x.dim() != 3 or x.shape[1] != frames * height * width:
@@ -52,22 +63,22 @@ def spectral_energy(x: Tensor, grid: Grid, cutoff_ratio: float = 0.1, volume: bo
     return _energy(x, grid, [low_pass(side, sigma, x.device) for side in sides])
 
 
-@fusable
+@compilable
 def _energy(x: Tensor, grid: Grid, filters: Sequence[Tensor]) -> Tensor:
-    """`spectral_energy`, given the low-pass matrices of the filtered axes, which are the grid's last."""
+    """Compute `spectral_energy` with the low-pass matrices of the filtered axes, which are the grid's last."""
     signal = x.float().unflatten(1, grid)
     low = signal
     for axis, matrix in zip((3, 2, 1), reversed(filters), strict=False):
-        # All behind an axis are columns of one product, so that nothing needs to be transposed.
+        # All later axes are columns of one product, so that nothing needs to be transposed.
         low = (matrix @ low.flatten(axis + 1)).view(signal.shape)
     return (signal - low).abs().mean(dim=-1).flatten(1)
 
 
 @cache
 def low_pass(side: int, sigma: float, device: torch.device) -> Tensor:
-    """The circulant matrix [side, side] that multiplies frequency k by exp(-k^2 / (2 sigma^2)).
+    """Return the circulant matrix [side, side] that multiplies frequency k by exp(-k^2 / (2 sigma^2)).
 
-    Kept for good, since captured graphs read it.
+    The matrix stays in the cache for good, since captured graphs read it.
     """
     with torch.inference_mode(False):
         position = torch.arange(side, device=device)
@@ -78,12 +89,17 @@ def low_pass(side: int, sigma: float, device: torch.device) -> Tensor:
         return kernel[(position[:, None] - position) % side]
 
 
-@fusable
+@compilable
 def evolution_factor(reference: Tensor, current: Tensor, temp: float = 0.1) -> Tensor:
-    """How much each token's energy changed between two layers, as a factor in (0, 1).
+    """Compute how much each token's energy changed between two layers, as a factor in (0, 1).
 
-    reference, current: energies [B, N]. Returns float32 [B, N]: sigmoid(z / temp) of the relative
-    change, standardised over the N tokens of a row.
+    Args:
+        reference: Energies [B, N] at the reference layer.
+        current: Energies [B, N] at the current layer.
+        temp: Temperature of the sigmoid.
+
+    Returns:
+        float32 [B, N], sigmoid(z / temp) of the relative change, standardised over the N tokens of a row.
     """
     reference, current = reference.float(), current.float()
     change = (current - reference).abs() / (reference.mean(-1, keepdim=True) + reference + 1e-6)
@@ -101,11 +117,22 @@ def score(
     temp: float = 0.1,
     volume: bool = False,
 ) -> Tensor:
-    """CLSE's score of each token of one image: spectral evolution times attention.
+    """Score each token of one image by CLSE: spectral evolution times attention.
 
-    Features [B, N, C] at the reference and the current layer, attention [B, N] of the last prompt token.
-    Returns float32 [B, N]. On a grid with a side under 2 there is no spectrum to speak of: the score is
-    the attention, and a warning says so. One frame alone is filtered as such, also with `volume`.
+    On a grid with a side under 2, which has no spectrum to speak of, the score is the attention, with a warning. A
+    single frame is filtered as a frame, also with `volume`.
+
+    Args:
+        reference_features: Features [B, N, C] at the reference layer.
+        current_features: Features [B, N, C] at the current layer.
+        attention: Attention [B, N] of the last prompt token.
+        grid: (T, H, W).
+        cutoff_ratio: See `spectral_energy`.
+        temp: See `evolution_factor`.
+        volume: See `spectral_energy`.
+
+    Returns:
+        float32 [B, N].
     """
     volume = volume and grid[0] > 1
     if min(grid[1:]) < 2:
@@ -116,10 +143,12 @@ def score(
 
 
 def default_prune_layers(depth: int) -> tuple[int, ...]:
-    """The three layers to prune at in a decoder of `depth` layers.
+    """Return the three layers to prune at in a decoder of `depth` layers.
 
-    The published ones for depths 28, 32 and 36, else 1, round(0.36 depth) and round(0.67 depth).
-    Raises ValueError for a decoder too shallow to hold three increasing layers.
+    These are the published ones for depths 28, 32 and 36, else 1, round(0.36 depth) and round(0.67 depth).
+
+    Raises:
+        ValueError: The decoder is too shallow to hold three increasing layers.
     """
     layers = PUBLISHED_LAYERS.get(depth, (1, round(0.36 * depth), round(0.67 * depth)))
     if not layers[0] < layers[1] < layers[2] < depth:
@@ -130,9 +159,24 @@ def default_prune_layers(depth: int) -> tuple[int, ...]:
     return layers
 
 
+@dataclass(frozen=True, init=False)
+class CLSEOptions(Options):
+    """The options of CLSE, see `score`."""
+
+    clse_cutoff_ratio: float = option(
+        0.1, positive, "Width of the Gaussian low-pass that is subtracted, as a share of half the grid's shorter side."
+    )
+    clse_temp: float = option(0.1, positive, "Temperature of the sigmoid that makes a factor of the evolution.")
+    clse_fft_3d: bool = option(
+        False, flag, "Whether a video is filtered over frames, rows and columns at once instead of frame by frame."
+    )
+
+
 @register("clse")
 class CLSE(Strategy):
     """Spectral evolution times attention at the first stage, attention at the later ones (section 3)."""
+
+    options_type: ClassVar[type[Options]] = CLSEOptions
 
     def plan(self, facts: Facts) -> Plan:
         config = self.config
@@ -151,13 +195,12 @@ class CLSE(Strategy):
         attention = view.attention(view.last).mean(dim=(1, 2))
         if view.stage > 0:
             return attention
-        config = self.config
-        knobs = config.clse_cutoff_ratio, config.clse_temp, config.clse_fft_3d
+        options = self.options.clse_cutoff_ratio, self.options.clse_temp, self.options.clse_fft_3d
         if len(view.grids) == 1 and len(view.on_grid[0]) == attention.shape[1]:
-            return score(view.reference, view.features, attention, view.grids[0], *knobs)
-        # What lies on no grid has no spectrum: a factor of one.
+            return score(view.reference, view.features, attention, view.grids[0], *options)
+        # Tokens on no grid have no spectrum: their factor is one.
         scores = attention.clone()
         for grid, tokens in zip(view.grids, view.on_grid, strict=True):
             reference, features = view.reference[:, tokens], view.features[:, tokens]
-            scores[:, tokens] = score(reference, features, attention[:, tokens], grid, *knobs)
+            scores[:, tokens] = score(reference, features, attention[:, tokens], grid, *options)
         return scores

@@ -2,72 +2,83 @@
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from strategy.registry import available, left_out
+from strategy import registry
+from strategy.options import Options, check_names, flag, numbers, one_of, option, without_prefix
 
 
 @dataclass(frozen=True, init=False)
-class VTRConfig:
+class VTRConfig(Options):
     """What to prune, where, and how much.
 
-    enabled: False leaves the model unpruned. strategy: one of `strategy.available()`.
-    keep_tokens or retain_ratio, not both: the budget, one number or one a stage; the strategy's
-    published default if neither is given. budget_basis: what a single number counts: `stages`, what the
-    strategy's own paper means by it; `mean`, the tokens of the mean layer; `flops`, the operations of a decoder
-    with so many tokens at every layer. With the latter two, what the stages keep is scaled, all by one factor.
-    prune_layer: the layers to prune at, increasing; the strategy's own if not given. ref_layers: the layer
-    whose input is the reference. clse_cutoff_ratio, clse_temp, clse_fft_3d: see `strategy.clse.score`.
-    query_aggregation, head_aggregation: see `strategy.priortr`. engine: how `generate` answers greedily: `graph`, with
-    fused layers, caches of fixed size and CUDA graphs (on a CPU, the same programs as they are); `eager`, by the stock
-    loop; `auto`, the first on a GPU. What the first cannot do falls to the second, which is said once.
+    The constructor takes the fields below and the options that the strategy declares, see `options`, as keyword
+    arguments. Values may be given as people type them: 192, "192", 0.334, [1, 11, 21], "[1,11,21]", "1;10;19",
+    "False". Lists are kept as tuples, a single number as a tuple of one.
 
-    Values may be given as people type them: 192, "192", 0.334, [1, 11, 21], "[1,11,21]", "1;10;19",
-    "False". Lists are kept as tuples, a single number as a tuple of one. Raises ValueError that names
-    the field, the value and what is allowed.
+    Attributes:
+        options: The values of the strategy's own options; each can be read as an attribute of the configuration, too.
+
+    Raises:
+        ValueError: A value is not allowed, or an option is unknown or not used by the strategy; the message names the
+            field, the value and what is allowed.
     """
 
-    enabled: bool
-    strategy: str
-    keep_tokens: tuple[int, ...] | None
-    retain_ratio: tuple[float, ...] | None
-    budget_basis: str
-    prune_layer: tuple[int, ...] | None
-    ref_layers: tuple[int, ...] | None
-    clse_cutoff_ratio: float
-    clse_temp: float
-    clse_fft_3d: bool
-    query_aggregation: str
-    head_aggregation: str
-    engine: str
+    enabled: bool = option(True, flag, "`False` leaves the model unpruned.")
+    strategy: str = option("clse", one_of(registry.available, registry.left_out), "The pruning method.")
+    keep_tokens: tuple[int, ...] | None = option(
+        None,
+        numbers("a whole number of tokens from 1 up, or one a stage", lambda n: n >= 1, whole=True),
+        "The budget in visual tokens: one number, or one for each stage. Give this or `retain_ratio`; without either, "
+        "the strategy's published default holds.",
+    )
+    retain_ratio: tuple[float, ...] | None = option(
+        None,
+        numbers("a ratio above 0 and up to 1, or one a stage", lambda n: 0 < n <= 1, whole=False),
+        "The budget as a ratio of the visual tokens: one number, or one for each stage.",
+    )
+    budget_basis: str = option(
+        "stages",
+        one_of(lambda: ("stages", "mean", "flops")),
+        "What a single number counts: `stages`, what the strategy's own paper means by it; `mean`, the tokens of the "
+        "mean layer; `flops`, the operations of a decoder with so many tokens at every layer. With the latter two, "
+        "what the stages keep is scaled by one factor.",
+    )
+    prune_layer: tuple[int, ...] | None = option(
+        None,
+        numbers("a layer from 0 up, or an increasing list of layers", lambda n: n >= 0, whole=True, increasing=True),
+        "The layers to prune at, increasing; pruning at K happens right before layer K, counted from 0. The strategy's "
+        "own layers if not given.",
+    )
+    ref_layers: tuple[int, ...] | None = option(
+        None,
+        numbers("one layer from 0 up", lambda n: n >= 0, whole=True, single=True),
+        "The layer whose input is the reference of strategies that compare layers.",
+    )
+    engine: str = option(
+        "auto",
+        one_of(lambda: ("auto", "graph", "eager")),
+        "How `generate` answers greedily: `graph`, with fused layers, caches of fixed size and CUDA graphs (on a CPU "
+        "the same programs without graphs); `eager`, by the stock loop; `auto`, the first on a GPU. Where the graph "
+        "engine cannot answer, the stock loop answers, with one warning for each reason.",
+    )
+    options: Options = field(default_factory=Options)
 
-    def __init__(
-        self,
-        enabled: Any = True,
-        strategy: Any = "clse",
-        keep_tokens: Any = None,
-        retain_ratio: Any = None,
-        budget_basis: Any = "stages",
-        prune_layer: Any = None,
-        ref_layers: Any = None,
-        clse_cutoff_ratio: Any = 0.1,
-        clse_temp: Any = 0.1,
-        clse_fft_3d: Any = False,
-        query_aggregation: Any = "question",
-        head_aggregation: Any = "mean",
-        engine: Any = "auto",
-        **unknown: Any,
-    ) -> None:
-        check_names(unknown, field_names())
-        given = locals()
-        for name, read in _READERS.items():
-            object.__setattr__(self, name, read(name, given[name]))
+    def __init__(self, **given: Any) -> None:
+        general = {name: given.pop(name) for name in self.names() if name in given}
+        strategy = general.get("strategy", "clse")
+        if strategy in registry.available():
+            _check_options(strategy, given)
+        super().__init__(**general)
+        object.__setattr__(self, "options", _options_type(self.strategy)(**given))
         self._check_together()
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for what is no field; `vars`, since a copy under construction has no options yet.
+        if name in (options := vars(self).get("options", Options())).names():
+            return getattr(options, name)
+        raise AttributeError(f"{type(self).__name__} with strategy={vars(self).get('strategy')} has no {name!r}")
 
     def _check_together(self) -> None:
         if self.keep_tokens and self.retain_ratio:
@@ -85,110 +96,51 @@ class VTRConfig:
 
     @classmethod
     def take(cls, arguments: dict[str, Any]) -> VTRConfig:
-        """Take the knobs out of a mapping of arguments and leave the rest in it.
+        """Take the options out of a mapping of arguments and leave the rest in it.
 
-        Each field may stand under its own name or with `vtr_` in front, as command lines of the original
-        projects have it. ValueError for a field given under both, and as for the constructor.
+        Each option may stand under its own name or with `vtr_` in front, as command lines of the original projects have
+        it.
+
+        Raises:
+            ValueError: An option is given under both names, and as for the constructor.
         """
-        values: dict[str, Any] = {}
-        for name in field_names():
-            given = [key for key in (name, f"vtr_{name}") if key in arguments]
-            if len(given) > 1:
-                raise ValueError(f"{given[0]} and {given[1]} are the same argument: give one of the two")
-            values.update((name, arguments.pop(key)) for key in given)
-        return cls(**values)
+        return cls(**without_prefix(arguments, field_names()))
+
+
+def _options_type(strategy: str) -> type[Options]:
+    # `attach` refuses a registered class that is no Strategy; until then it has no options.
+    return getattr(registry.get(strategy), "options_type", Options)
+
+
+def strategy_options() -> dict[str, tuple[str, ...]]:
+    """Return the options that strategies declare, and for each option the strategies that use it."""
+    users: dict[str, tuple[str, ...]] = {}
+    for strategy in registry.available():
+        for name in _options_type(strategy).names():
+            users[name] = (*users.get(name, ()), strategy)
+    return users
+
+
+def describe_options() -> dict[str, tuple[Any, str]]:
+    """Return the default of each option, and the sentence about it: those of `VTRConfig`, then the strategies' own."""
+    described = VTRConfig.describe()
+    for name, (strategy, *_) in strategy_options().items():
+        described[name] = _options_type(strategy).describe()[name]
+    return described
 
 
 def field_names() -> tuple[str, ...]:
-    """The names of the configuration's fields."""
-    return tuple(field.name for field in fields(VTRConfig))
+    """Return the names of all options: those of `VTRConfig`, then the strategies' own."""
+    return (*VTRConfig.names(), *strategy_options())
 
 
-def check_names(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Raise ValueError for a name that is not known, with the nearest one that is."""
-    for name in given:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        if name not in known:
-            raise ValueError(f"unknown argument {name!r}: {hint}allowed are {', '.join(known)}")
-
-
-def _flag(name: str, value: Any) -> bool:
-    text = str(value).strip().lower()
-    if text in ("true", "1", "yes", "on"):
-        return True
-    if text in ("false", "0", "no", "off"):
-        return False
-    raise ValueError(f"{name}={value!r}: allowed are True and False")
-
-
-def _one_of(allowed: Callable[[], tuple[str, ...]], besides: Callable[[], str] = str) -> Callable[[str, Any], str]:
-    def read(name: str, value: Any) -> str:
-        if value not in allowed():
-            raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed())}{besides()}")
-        return str(value)
-
-    return read
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _numbers(
-    allowed: str, test: Callable[[float], bool], whole: bool, increasing: bool = False, single: bool = False
-) -> Callable[[str, Any], tuple[Any, ...] | None]:
-    def read(name: str, value: Any) -> tuple[Any, ...] | None:
-        if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none")):
-            return None
-        items = value
-        if isinstance(value, str):
-            items = value.strip().strip("[]()").replace(";", ",").split(",")
-        elif not isinstance(value, (list, tuple)):
-            items = [value]
-        try:
-            numbers = [_number(item) for item in items]
-        except (TypeError, ValueError):
-            numbers = []
-        ordered = all(a < b for a, b in itertools.pairwise(numbers)) if increasing else True
-        fits = all(test(number) and not (whole and number % 1) for number in numbers)
-        if not numbers or not fits or not ordered or (single and len(numbers) > 1):
-            raise ValueError(f"{name}={value!r}: allowed is {allowed}")
-        return tuple(int(number) if whole else number for number in numbers)
-
-    return read
-
-
-def _positive(name: str, value: Any) -> float:
-    try:
-        number = _number(value)
-    except (TypeError, ValueError):
-        number = 0.0
-    # Beyond this, float32 makes zeros and infinities of what is divided by it.
-    if not 1e-6 <= number <= 1e6:
-        raise ValueError(f"{name}={value!r}: allowed is a number above 0, from 1e-6 to 1e6")
-    return number
-
-
-_READERS: dict[str, Callable[[str, Any], Any]] = {
-    "enabled": _flag,
-    "strategy": _one_of(available, left_out),
-    "keep_tokens": _numbers("a whole number of tokens from 1 up, or one a stage", lambda n: n >= 1, whole=True),
-    "retain_ratio": _numbers("a ratio above 0 and up to 1, or one a stage", lambda n: 0 < n <= 1, whole=False),
-    "budget_basis": _one_of(lambda: ("stages", "mean", "flops")),
-    "prune_layer": _numbers(
-        "a layer from 0 up, or an increasing list of layers", lambda n: n >= 0, whole=True, increasing=True
-    ),
-    "ref_layers": _numbers("one layer from 0 up", lambda n: n >= 0, whole=True, single=True),
-    "clse_cutoff_ratio": _positive,
-    "clse_temp": _positive,
-    "clse_fft_3d": _flag,
-    "query_aggregation": _one_of(lambda: ("question", "last")),
-    "head_aggregation": _one_of(lambda: ("mean", "max")),
-    "engine": _one_of(lambda: ("auto", "graph", "eager")),
-}
+def _check_options(strategy: str, given: dict[str, Any]) -> None:
+    """Raise ValueError for an option that is unknown, or that the strategy does not use."""
+    check_names(given, field_names())
+    own, users = _options_type(strategy).names(), strategy_options()
+    for name, value in given.items():
+        if name not in own:
+            raise ValueError(
+                f"{name}={value!r}: strategy={strategy} does not use it: leave it out, or choose "
+                f"{' or '.join(users[name])}"
+            )

@@ -3,18 +3,25 @@
 import torch
 from torch import Tensor
 
-from strategy.base import Facts, Plan, Strategy, View
+from strategy.base import Strategy, View
+from strategy.plan import Facts, Plan
 from strategy.registry import register
 
 
 def most_diverse(features: Tensor, count: int) -> Tensor:
-    """Greedy solution of the max-min diversity problem (equation 3): the chosen tokens, in order, [G, count].
+    """Choose tokens by the greedy solution of the max-min diversity problem (equation 3).
 
-    features: [G, N, C]. The distance of two tokens is one minus the cosine of their features. The first token
-    is the one farthest from its nearest neighbour, each next one that farthest from all chosen so far; of
-    equal ones the first.
+    The distance of two tokens is one minus the cosine of their features. The first token is the one farthest from its
+    nearest neighbour, each next token the one farthest from all chosen so far; of equal tokens the first.
+
+    Args:
+        features: [G, N, C].
+        count: How many tokens.
+
+    Returns:
+        The chosen tokens, in the order of choice, [G, count].
     """
-    # What is not finite has no direction; whoever asked sees that on the features.
+    # A feature that is not finite has no direction; the engine finds it on the features.
     unit = torch.nn.functional.normalize(features.float(), dim=-1).nan_to_num()
     distance = 1 - unit @ unit.transpose(1, 2)
     itself = torch.eye(features.shape[1], dtype=torch.bool, device=features.device)
@@ -24,7 +31,7 @@ def most_diverse(features: Tensor, count: int) -> Tensor:
     chosen: list[Tensor] = []
     for _ in range(count):
         open_ = nearest.masked_fill(gone, -torch.inf)
-        # Which of equal maxima argmax returns is not said, and differs between devices.
+        # argmax may return any of equal maxima, and devices differ.
         best = places.where(open_ == open_.amax(-1, keepdim=True), len(places)).amin(-1, keepdim=True)
         new = distance.take_along_dim(best[..., None], 1)[:, 0]
         nearest = torch.minimum(nearest, new) if chosen else new

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from strategy.base import Facts, Plan, Strategy, View
+from strategy.base import Strategy, View
+from strategy.plan import Facts, Plan
 from strategy.registry import register
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from strategy.base import Facts, Plan, Strategy, View
+from strategy.base import Strategy, View
+from strategy.plan import Facts, Plan
 from strategy.registry import register
 
 LAMBDA = 0.5

@@ -1,21 +1,45 @@
 """PriorTR (arXiv 2606.24156): what the question adds to the attention that is paid before it is read."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from strategy.base import Facts, Plan, Strategy, View
+from strategy.base import Strategy, View
+from strategy.options import Options, one_of, option
+from strategy.plan import Facts, Plan
 from strategy.registry import register
 
 EPS = 1e-10
 
 
 def divergence(posterior: Tensor, prior: Tensor) -> Tensor:
-    """Each token's part in the Kullback-Leibler divergence, S = P log(P / Q).
+    """Compute each token's part in the Kullback-Leibler divergence, S = P log(P / Q).
 
-    posterior, prior: attention [G, N]; both are normalised over the N visual tokens. Returns float32 [G, N].
+    Args:
+        posterior: Attention [G, N], which is normalised over the N visual tokens.
+        prior: Attention [G, N], likewise.
+
+    Returns:
+        float32 [G, N].
     """
     p, q = (x.float() / (x.float().sum(-1, keepdim=True) + EPS) for x in (posterior, prior))
     return p * torch.log((p + EPS) / (q + EPS))
+
+
+@dataclass(frozen=True, init=False)
+class PriorTROptions(Options):
+    """The options of PriorTR."""
+
+    query_aggregation: str = option(
+        "question",
+        one_of(lambda: ("question", "last")),
+        "Whose attention is compared: the mean over all tokens behind the visual ones (`question`), or the last "
+        "token's (`last`).",
+    )
+    head_aggregation: str = option(
+        "mean", one_of(lambda: ("mean", "max")), "How the heads of that attention become one: `mean` or `max`."
+    )
 
 
 @register("priortr")
@@ -27,30 +51,32 @@ class PriorTR(Strategy):
     (`last`); heads count by their mean or their maximum (`head_aggregation`). One stage at layer 3, 192 tokens.
     """
 
+    options_type = PriorTROptions
+
     def plan(self, facts: Facts) -> Plan:
         return Plan.resolve(self.config.prune_layer or (3,), None, self.budget(tokens=192), facts)
 
     def score(self, view: View) -> Tensor:
         attention = self.heads(view.attention(view.question))
-        if self.config.query_aggregation == "last":
+        if self.options.query_aggregation == "last":
             posterior = self.heads(view.attention(view.last))[:, 0]
         else:
             posterior = (attention * view.asked[..., None]).sum(1) / view.asked.sum(1, keepdim=True)
         return divergence(posterior, self.prior(view, attention))
 
     def prior(self, view: View, attention: Tensor) -> Tensor:
-        """Q [G, N], not normalised; attention: that of the tokens behind the visual ones, [G, R, N]."""
+        """Return Q [G, N], not normalised, of the attention [G, R, N] of the tokens behind the visual ones."""
         first = view.asked & (view.asked.cumsum(1) == 1)
         return (attention * first[..., None]).sum(1)
 
     def heads(self, attention: Tensor) -> Tensor:
-        """Attention [G, heads, R, N] without its heads, [G, R, N]."""
-        return attention.amax(1) if self.config.head_aggregation == "max" else attention.mean(1)
+        """Aggregate the heads of attention [G, heads, R, N] to [G, R, N]."""
+        return attention.amax(1) if self.options.head_aggregation == "max" else attention.mean(1)
 
 
 @register("priortr_2f")
 class PriorTR2F(PriorTR):
-    """The same with Q from a second prefill, over the same pictures without the question.
+    """PriorTR with Q from a second prefill, over the same pictures without the question.
 
     That prompt ends as a template does, right behind the picture, and Q is the attention of its last token at the
     layer before the prune. Only the layers before the prune run twice.

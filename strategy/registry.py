@@ -1,22 +1,19 @@
-"""The one list of strategies: it feeds the configuration's check, the command lines, the docs and the tests."""
-
-from __future__ import annotations
+"""The one list of strategies: configuration, command lines, docs and tests read it."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from strategy.base import Strategy
+S = TypeVar("S", bound=type)
 
-_strategies: dict[str, type[Strategy]] = {}
+_strategies: dict[str, type[Any]] = {}
 broken: list[str] = []
-"""Files of this folder that could not be imported, and why: they do not take the others with them."""
+"""Files of this folder that could not be imported, and why; the other strategies work without them."""
 
 
-def register(name: str) -> Callable[[type[Strategy]], type[Strategy]]:
-    """Class decorator that makes a strategy known under `name`; ValueError if the name is taken."""
+def register(name: str) -> Callable[[S], S]:
+    """Return a class decorator that registers a strategy under `name`; ValueError if the name is taken."""
 
-    def add(cls: type[Strategy]) -> type[Strategy]:
+    def add(cls: S) -> S:
         if name in _strategies:
             raise ValueError(f"strategy {name!r} is registered already, by {_strategies[name].__qualname__}")
         _strategies[name] = cls
@@ -26,15 +23,15 @@ def register(name: str) -> Callable[[type[Strategy]], type[Strategy]]:
 
 
 def available() -> tuple[str, ...]:
-    """The names of all strategies."""
+    """Return the names of all strategies."""
     return tuple(sorted(_strategies))
 
 
 def left_out() -> str:
-    """What an error about an unknown name adds: the files that could not be imported, and why; empty if all could."""
+    """Return what an error about an unknown name adds: the files that could not be imported; empty if all could."""
     return f"; left out: {'; '.join(broken)}" if broken else ""
 
 
-def get(name: str) -> type[Strategy]:
-    """The strategy called `name`, which must be one of `available()`."""
+def get(name: str) -> type[Any]:
+    """Return the strategy called `name`, which must be one of `available()`."""
     return _strategies[name]

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from strategy.base import Facts, Plan, Strategy, View, mean_of
+from strategy.base import Strategy, View, mean_of
+from strategy.plan import Facts, Plan
 from strategy.registry import register
 
 # Tokens kept of LLaVA's 576 after each stage, for a mean of so many over the layers (the published code).
@@ -18,9 +19,12 @@ NEIGHBOURS = 5  # that tell how dense it is around a token
 
 
 def raters(visual: Tensor, words: Tensor, asked: Tensor) -> Tensor:
-    """Which words rate, [G, R]: those at least as close to the picture as the mean word (equations 4 and 5).
+    """Return which words rate, [G, R]: those at least as close to the picture as the mean word (equations 4 and 5).
 
-    visual: [G, N, C], words: [G, R, C], both as they enter the decoder; asked: [G, R], which words there are.
+    Args:
+        visual: Visual tokens [G, N, C] as they enter the decoder.
+        words: Words [G, R, C] as they enter the decoder.
+        asked: [G, R], False at padding.
     """
     likeness = visual.float() @ words.float().transpose(1, 2)
     closeness = likeness.masked_fill(~asked[:, None], -torch.inf).softmax(-1).mean(1)
@@ -30,14 +34,18 @@ def raters(visual: Tensor, words: Tensor, asked: Tensor) -> Tensor:
 
 
 def distances(one: Tensor, other: Tensor) -> Tensor:
-    """Euclidean distances [G, M, K] of features [G, M, C] and [G, K, C], exact where they are small."""
+    """Return Euclidean distances [G, M, K] of features [G, M, C] and [G, K, C], exact where they are small."""
     return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def cluster_centres(features: Tensor, count: int) -> Tensor:
-    """The `count` of M tokens that are dense and far from denser ones (density peaks), [G, count].
+    """Return the `count` of M tokens that are dense and far from denser ones (density peaks), [G, count].
 
-    features: [G, M, C]. Density is exp(-mean square distance of the nearest five), as in section 3.3.
+    Density is exp(-mean square distance of the nearest five), as in section 3.3.
+
+    Args:
+        features: [G, M, C].
+        count: How many tokens.
     """
     distance = distances(features, features) / features.shape[-1] ** 0.5
     near = distance.topk(min(NEIGHBOURS, distance.shape[1]), largest=False).values

@@ -23,9 +23,9 @@ from transformers.cache_utils import DynamicCache
 
 import strategy
 from strategy import VTRConfig
-from strategy.cache import length as cache_length
-from strategy.cache import read as cache_read
-from strategy.cache import write as cache_write
+from strategy.kernels.kv_cache import length as cache_length
+from strategy.kernels.kv_cache import read as cache_read
+from strategy.kernels.kv_cache import write as cache_write
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
 STEPS = 16

@@ -20,11 +20,14 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 import strategy
-from strategy import VTRConfig, fast, fused
+from strategy import VTRConfig
+from strategy.attach import attachment_of
 from strategy.backbone import find_backbone
-from strategy.engine import ATTRIBUTE
-from strategy.fusing import compiled, fusing
-from strategy.graphs import Graphs
+from strategy.graph import decoder, generator, static_cache
+from strategy.graph.cuda_graphs import CudaGraphCache
+from strategy.graph.fallback import FallbackPolicy
+from strategy.kernels import llama_layer
+from strategy.kernels.compile import compiled, compiling
 
 
 @dataclass
@@ -51,14 +54,14 @@ def device(request: pytest.FixtureRequest) -> str:
 def ran(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often the decoder's programs of the fast path were asked for."""
     counts: Counter[str] = Counter()
-    run = Graphs.run
+    run = CudaGraphCache.run
 
-    def counted(self: Graphs, key: Any, *args: Any, **call: Any) -> Any:
-        if key[0] != "vision":  # which is the fast path's on a GPU whoever makes the answer
-            counts[key[0]] += 1
+    def counted(self: CudaGraphCache, key: Any, *args: Any, **call: Any) -> Any:
+        if key.kind != "vision":  # which is the fast path's on a GPU whoever makes the answer
+            counts[key.kind] += 1
         return run(self, key, *args, **call)
 
-    monkeypatch.setattr(Graphs, "run", counted)
+    monkeypatch.setattr(CudaGraphCache, "run", counted)
     return counts
 
 
@@ -122,7 +125,10 @@ def tracing() -> Iterator[None]:
     traced = patch.object(torch, "compile", partial(torch.compile, backend="aot_eager"))
     compiled.cache_clear()
     try:
-        with traced, patch.object(fast.Fast, "_fusing", lambda self, what, wanted: fusing(wanted)):
+        with (
+            traced,
+            patch.object(FallbackPolicy, "compiling", lambda self, what, device, wanted=True: compiling(wanted)),
+        ):
             yield
     finally:
         compiled.cache_clear()
@@ -158,8 +164,9 @@ def test_left_to_itself_a_cpu_answers_with_the_stock_loop_and_a_gpu_fast(asked, 
 def test_long_answers_outgrow_their_cache(asked, monkeypatch):
     with strategy.prune(asked.model, config(asked, engine="eager")):
         stock = answer(asked, "several", 40, eos_token_id=None)
-    monkeypatch.setattr(fast, "LEG", 3)
-    monkeypatch.setattr(fast, "ROOM", 4)
+    monkeypatch.setattr(generator, "DECODE_CHUNK", 3)
+    monkeypatch.setattr(decoder, "DECODE_CHUNK", 3)
+    monkeypatch.setattr(static_cache, "LENGTH_MULTIPLE", 4)
     with strategy.prune(asked.model, config(asked)):
         for _ in range(2):
             assert torch.equal(answer(asked, "several", 40, eos_token_id=None), stock)
@@ -216,7 +223,7 @@ def test_a_decoder_spread_over_devices_is_answered_by_the_stock_loop(asked):
         strategy.attach(spread, config(asked))
     before = set(vars(spread))
     with strategy.prune(spread, config(asked, engine="auto")):
-        assert getattr(spread, ATTRIBUTE).fast.unfit
+        assert attachment_of(spread).generator.policy.blocker
     assert set(vars(spread)) == before
 
 
@@ -236,7 +243,7 @@ def test_a_model_is_detached_even_if_there_is_no_memory_to_part_its_layers(asked
     stock, _ = answered(asked, "one", engine="eager")
     modules = {name: set(vars(module)) for name, module in asked.model.named_modules()}
     with monkeypatch.context() as context:
-        context.setattr(fused, "split", Mock(side_effect=torch.cuda.OutOfMemoryError("none left")))
+        context.setattr(llama_layer, "unpack_projections", Mock(side_effect=torch.cuda.OutOfMemoryError("none left")))
         with pytest.raises(torch.cuda.OutOfMemoryError):
             answered(asked, "one")
     assert {name: set(vars(module)) for name, module in asked.model.named_modules()} == modules
@@ -246,10 +253,10 @@ def test_a_model_is_detached_even_if_there_is_no_memory_to_part_its_layers(asked
 @pytest.mark.parametrize("fails", [True, False])
 def test_what_is_merged_is_let_go_of_before_it_is_parted(asked, monkeypatch, fails):
     """Else the memory of all layers would be needed twice for a while."""
-    merge, split, whole, left = fused.merge, fused.split, [], []
+    pack, unpack, whole, left = llama_layer.pack_projections, llama_layer.unpack_projections, [], []
 
-    def watched(layers: Any) -> Any:
-        weights = merge(layers)
+    def watched(layers: Any, specs: Any) -> Any:
+        weights = pack(layers, specs)
         whole.extend(weakref.ref(tensor) for each in weights for tensor in (each.qkv, each.gate_up))
         return weights
 
@@ -257,11 +264,11 @@ def test_what_is_merged_is_let_go_of_before_it_is_parted(asked, monkeypatch, fai
         left.append(sum(each() is not None for each in whole))
         yield from layers
 
-    def parted(layers: Any, weights: Any) -> None:
-        split(counted(layers), weights)
+    def unpacked(layers: Any, specs: Any, weights: Any) -> None:
+        unpack(counted(layers), specs, weights)
 
-    monkeypatch.setattr(fused, "merge", watched)
-    monkeypatch.setattr(fused, "split", parted)
+    monkeypatch.setattr(llama_layer, "pack_projections", watched)
+    monkeypatch.setattr(llama_layer, "unpack_projections", unpacked)
     if fails:
         failing(monkeypatch, torch.cuda.OutOfMemoryError("none left"), 1)
         with pytest.warns(UserWarning, match="memory"):
@@ -319,15 +326,15 @@ def test_threads_take_turns(asked):
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> None:
-    run, left = Graphs.run, [times]
+    run, left = CudaGraphCache.run, [times]
 
-    def fails(self: Graphs, key: Any, *args: Any, **call: Any) -> Any:
-        if key[0] == "decode" and left[0]:
+    def fails(self: CudaGraphCache, key: Any, *args: Any, **call: Any) -> Any:
+        if key.kind == "decode" and left[0]:
             left[0] -= 1
             raise error
         return run(self, key, *args, **call)
 
-    monkeypatch.setattr(Graphs, "run", fails)
+    monkeypatch.setattr(CudaGraphCache, "run", fails)
 
 
 def test_without_memory_for_graphs_the_stock_loop_answers_and_says_so_once(asked, monkeypatch):
@@ -363,9 +370,9 @@ def test_any_other_failure_is_the_callers_and_leaves_nothing_behind(asked, monke
 
 
 def test_a_bare_decoder_is_run_by_its_caller(asked):
-    decoder = asked.model.get_decoder()
-    with strategy.prune(decoder, config(asked), backbone=find_backbone(asked.model, None).name, layout=[[]]):
-        assert getattr(decoder, ATTRIBUTE).fast is None
+    bare = asked.model.get_decoder()
+    with strategy.prune(bare, config(asked), backbone=find_backbone(asked.model, None).name, layout=[[]]):
+        assert attachment_of(bare).generator is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -376,16 +383,16 @@ def test_graphs_are_bounded_and_go_with_the_engine(asked, device):
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     with strategy.prune(asked.model, config(asked)):
-        engine = getattr(asked.model, ATTRIBUTE)
         tokens = [answer(asked) for _ in range(3)]
-        graphs = engine.fast.graphs
-        assert {key[0] for key in graphs.kept} >= {"prefill", "decode"}
+        graphs = attachment_of(asked.model).generator.decoder.graphs
+        assert graphs.captured("prefill")
+        assert graphs.captured("decode")
         graphs.limit = graphs.size - 1
         for _ in range(3):
             tokens += [answer(asked, "several")]
         assert graphs.size <= graphs.limit
         assert all(torch.equal(each, tokens[0]) for each in tokens[:3])
         assert all(torch.equal(each, tokens[3]) for each in tokens[3:])
-    del engine, graphs, tokens
+    del graphs, tokens
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= before + (1 << 20)

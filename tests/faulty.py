@@ -10,23 +10,24 @@ import signal
 import sys
 import time
 
-from strategy import journal, ranks
+from strategy.distributed import processes, watchdog
+from strategy.evaluation import resume
 
 kind, rank, question, name = sys.argv[1:5]
 sys.argv = sys.argv[4:]
-get_on, begun = ranks.beat, itertools.count()
+get_on, begun = watchdog.heartbeat, itertools.count()
 
 
 def beat():
-    if next(begun) == int(question) and ranks.rank() == int(rank):
+    if next(begun) == int(question) and processes.rank() == int(rank):
         if kind == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(3600)
     get_on()
 
 
-ranks.beat = beat
-journal.AT_ONCE = 1
+watchdog.heartbeat = beat
+resume.AT_ONCE = 1
 if name.endswith(".py"):
     runpy.run_path(name, run_name="__main__")
 else:

@@ -15,8 +15,10 @@ from engine_checks import LAYOUTS, STAGES, TOLERANCE, Batch, Family, first_layer
 from transformers import LlamaConfig, LlamaModel
 
 import strategy
-from strategy import VTRConfig, fused
-from strategy.graphs import Graphs
+from strategy import VTRConfig
+from strategy.graph.cuda_graphs import CudaGraphCache, ProgramKey
+from strategy.kernels import llama_layer
+from strategy.kernels.layer_spec import llama_spec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CONFIG = VTRConfig(keep_tokens=[20, 12, 5], **STAGES)
@@ -126,29 +128,32 @@ def test_nothing_waits_for_the_gpu_between_the_first_layer_and_the_last(family, 
 
 
 def test_what_waits_for_the_device_runs_without_a_graph_and_leaves_the_others_alone():
-    graphs, given = Graphs(torch.device("cuda")), torch.ones(3, device="cuda")
+    graphs, given = CudaGraphCache(torch.device("cuda")), torch.ones(3, device="cuda")
     for name in ("before", "waits", "after"):
         program = (lambda x: x * x.sum().item()) if name == "waits" else torch.neg
         expected = program(given)
-        assert torch.equal(graphs.run(name, program, [given]), expected)
+        assert torch.equal(graphs.run(ProgramKey(name), program, [given]), expected)
         fails = pytest.warns(UserWarning, match="waits: runs without a CUDA graph")
         with fails if name == "waits" else nullcontext():
-            assert torch.equal(graphs.run(name, program, [given]), expected)
+            assert torch.equal(graphs.run(ProgramKey(name), program, [given]), expected)
         torch.manual_seed(1)
         drawn = torch.randn(5, device="cuda")
         torch.manual_seed(1)
         assert torch.equal(torch.randn(5, device="cuda"), drawn)
-    assert set(graphs.kept) == {"before", "after"}
-    assert torch.equal(graphs.run("before", torch.neg, [2 * given]), -2 * given)
+    assert {key.kind for key in graphs.graphs} == {"before", "after"}
+    assert torch.equal(graphs.run(ProgramKey("before"), torch.neg, [2 * given]), -2 * given)
 
 
 def test_graphs_share_memory_and_give_the_same_in_any_order():
-    graphs, wide = Graphs(torch.device("cuda")), torch.rand(1 << 22, device="cuda")
+    graphs, wide = CudaGraphCache(torch.device("cuda")), torch.rand(1 << 22, device="cuda")
     programs = [lambda x, by=by: ((x * by).cos() * by).sin() for by in range(1, 5)]
     expected = [program(wide) for program in programs]
     orders = [(0, 1, 2, 3), (0, 1, 2, 3), (3, 1, 0, 2), (2, 0, 1, 3)]
-    given = [[(number, graphs.run(number, programs[number], [wide])) for number in order] for order in orders]
-    assert len(graphs.kept) == len(programs)
+    given = [
+        [(number, graphs.run(ProgramKey("number", number), programs[number], [wide])) for number in order]
+        for order in orders
+    ]
+    assert len(graphs.graphs) == len(programs)
     for number, result in chain.from_iterable(given):
         assert torch.equal(result, expected[number])
     # Each keeps an input and an output, and what lies between is there once.
@@ -157,11 +162,11 @@ def test_graphs_share_memory_and_give_the_same_in_any_order():
 
 def test_what_does_not_fit_beside_another_twice_is_not_captured_again():
     wide = torch.rand(1 << 22, device="cuda")
-    graphs = Graphs(torch.device("cuda"), limit=3 * wide.nbytes)
+    graphs = CudaGraphCache(torch.device("cuda"), limit=3 * wide.nbytes)
     for turn in range(4):
         for name in ("one", "other"):
-            assert torch.equal(graphs.run(name, torch.neg, [wide]), -wide)
-        assert (len(graphs.kept), len(graphs.never)) == [(0, 0), (1, 0), (1, 1), (1, 1)][turn]
+            assert torch.equal(graphs.run(ProgramKey(name), torch.neg, [wide]), -wide)
+        assert (len(graphs.graphs), len(graphs.rejected)) == [(0, 0), (1, 0), (1, 1), (1, 1)][turn]
         assert graphs.size <= graphs.limit
 
 
@@ -181,10 +186,11 @@ def test_merging_and_parting_layers_leaves_no_gaps_in_memory():
         torch.set_default_dtype(torch.float)
     # Beside the short ones, which torch puts into 20 MiB at a time.
     most, held = gaps() + (20 << 20), torch.cuda.memory_allocated()
-    weights = fused.merge(layers)
+    specs = [llama_spec(layer) for layer in layers]
+    weights = llama_layer.pack_projections(layers, specs)
     assert torch.equal(weights[3].gate_up[:7424], layers[3].mlp.gate_proj.weight)
     assert gaps() <= most
-    fused.split(layers, weights)
+    llama_layer.unpack_projections(layers, specs, weights)
     assert gaps() <= most
     assert torch.cuda.memory_allocated() == held
 

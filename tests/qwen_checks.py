@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import strategy
 from strategy import VTRConfig, clse
-from strategy.cache import length as cache_length
-from strategy.cache import read as cache_read
+from strategy.kernels.kv_cache import length as cache_length
+from strategy.kernels.kv_cache import read as cache_read
 
 IMAGE, VIDEO, START, END = 70, 71, 72, 73
 PATCH = 3 * 2 * 4 * 4  # numbers in a patch: channels, frames and a square of pixels

@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch.utils._pytree import tree_map_only
 
 import strategy
-from strategy import parallel
+from strategy.distributed import collectives
 
 PATIENCE = 300  # seconds that the processes may take
 NAMES = ["unpruned", *strategy.available()]
@@ -81,7 +81,7 @@ def _work(rank: int, work: Callable[..., dict[str, Any]], ranks: int, build: Bui
         "nccl" if gpus else "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
     )
     torch.save(work(rank, ranks, build), folder / f"{rank}.pt")
-    parallel.leave()
+    collectives.shutdown_process_groups()
 
 
 def part(work: Callable[..., dict[str, Any]], build: Build, ranks: int, folder: Path) -> Parted:

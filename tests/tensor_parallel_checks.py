@@ -17,9 +17,11 @@ from fast_checks import Asked, same_means, tracing
 from several import KINDS, NAMES, Build, Ran, run, same
 from torch import Tensor
 
-from strategy import engine, parallel, registry
-from strategy.graphs import Graphs
-from strategy.ranks import FILLS
+from strategy import registry
+from strategy.distributed import collectives, tensor_parallel
+from strategy.evaluation.requests import PADDING_MARK, pool_requests
+from strategy.graph.cuda_graphs import CudaGraphCache, ProgramKey
+from strategy.pruning import stage
 
 ENGINES = ("eager", "graph")
 
@@ -51,14 +53,14 @@ def mine() -> None:
 
 def asked_for(number: int) -> Request:
     """The n-th of five requests, of which the last one only evens out the ranks."""
-    return Request("task", (f"question {number}", mine, number), {FILLS: number == 4})
+    return Request("task", (f"question {number}", mine, number), {PADDING_MARK: number == 4})
 
 
 def pools(rank: int, ranks: int, group: Any) -> dict[str, Any]:
     requests = [asked_for(number) for number in range(rank, 5, ranks)]
-    pool, own = parallel.pooled(requests, group)
+    pool, own = pool_requests(requests, group)
     with pytest.raises(ValueError, match="task 'task' has fewer questions than"):
-        parallel.pooled(requests if rank else [], group)
+        pool_requests(requests if rank else [], group)
     return {"pool": pool, "own": pool[own] == requests}
 
 
@@ -67,23 +69,23 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     asked = build("cpu")
     half = finer_than_its_weights(asked.model)
     before = {name: buffer.clone() for name, buffer in half.named_buffers()}
-    parallel.split(half, half.get_decoder(), ranks)
-    group = parallel.split(asked.model, asked.model.get_decoder(), ranks)
+    tensor_parallel.split(half, half.get_decoder(), ranks)
+    group = tensor_parallel.split(asked.model, asked.model.get_decoder(), ranks)
     found = {way: run(asked, NAMES, way) for way in ENGINES} | pools(rank, ranks, group)
     found["buffers"] = all(torch.equal(buffer.cpu(), before[name]) for name, buffer in half.named_buffers())
     heads = torch.arange(4, device=asked.model.device).view(2, 2, 1) + 4 * rank
-    found["heads"] = parallel.heads_of_all(heads, group).cpu()
-    as_it_is = {"heads_of_all": lambda own, group: own, "of_first": lambda own, group: own}
-    with patch.multiple(engine, **as_it_is):
+    found["heads"] = collectives.all_gather_heads(heads, group).cpu()
+    as_it_is = {"all_gather_heads": lambda own, group: own, "broadcast_first": lambda own, group: own}
+    with patch.multiple(stage, **as_it_is):
         found["alone"] = run(asked, ["clse"])
     found |= {f"{way} unlike": unlike(asked, rank, way) for way in ENGINES}
-    found["least"] = parallel.least_of_all([rank, -rank, 7], asked.model.device, group)
+    found["least"] = collectives.all_reduce_min([rank, -rank, 7], asked.model.device, group)
     found["failing"] = fails_alone(rank, asked.model.device, group)
-    full = patch.object(Graphs, "run", side_effect=torch.cuda.OutOfMemoryError("full"))
+    full = patch.object(CudaGraphCache, "run", side_effect=torch.cuda.OutOfMemoryError("full"))
     with full, pytest.raises(RuntimeError, match=r"engine=graph: full; .* engine=eager"):
         run(asked, ["clse"], "graph")
     with pytest.raises(ValueError, match="is split already"):
-        parallel.split(asked.model, asked.model.get_decoder(), ranks)
+        tensor_parallel.split(asked.model, asked.model.get_decoder(), ranks)
     if asked.model.device.type == "cpu":  # a GPU's are fused by themselves
         with tracing():
             found["traced"] = run(asked, ["unpruned", "clse"], "graph")
@@ -101,12 +103,12 @@ def unlike(asked: Asked, rank: int, engine: str) -> Ran:
 
 def fails_alone(rank: int, device: torch.device, group: Any) -> tuple[Tensor, list[str]]:
     """What a program gives that cannot be captured on one rank only, and which are captured in the end."""
-    graphs, given = Graphs(device, group=group), torch.ones(3, device=device)
+    graphs, given = CudaGraphCache(device, group=group), torch.ones(3, device=device)
     programs = {"waits": lambda x: x * x.sum().item() if rank else x * x.sum(), "runs": lambda x: 3 * x}
     with catch_warnings():
         simplefilter("ignore")
-        given = [graphs.run(name, program, [given]) for name, program in programs.items() for _ in range(3)]
-    return torch.stack(given).cpu(), list(graphs.kept)
+        given = [graphs.run(ProgramKey(name), program, [given]) for name, program in programs.items() for _ in range(3)]
+    return torch.stack(given).cpu(), [key.kind for key in graphs.graphs]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -191,10 +193,10 @@ def test_what_cannot_be_split_is_told_what_could_be(parted, monkeypatch):
     heads, keys = text.num_attention_heads, text.num_key_value_heads
     monkeypatch.setenv("WORLD_SIZE", "10")
     with pytest.raises(ValueError, match="tensor_parallel='two': allowed is a whole number from 1 up"):
-        parallel.read_ranks("two")
+        tensor_parallel.parse_tp_size("two")
     with pytest.raises(ValueError, match="tensor_parallel=3: want 3 processes started together"):
-        parallel.read_ranks("3")
-    assert parallel.read_ranks("5") == 5
+        tensor_parallel.parse_tp_size("3")
+    assert tensor_parallel.parse_tp_size("5") == 5
     words = f"tensor_parallel=5: {heads} attention heads and {keys} key heads .* 1, 2.* and of these 1, 2 fit the 10"
     with pytest.raises(ValueError, match=words):
-        parallel.split(parted.decoder, parted.decoder, 5)
+        tensor_parallel.split(parted.decoder, parted.decoder, 5)

@@ -11,7 +11,7 @@ from fast_checks import config
 from several import KINDS, NAMES, Build, run, same
 
 import strategy
-from strategy import zero
+from strategy.distributed import zero
 
 
 def asked_of(rank: int, ranks: int) -> list[list[str]]:
@@ -33,7 +33,7 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     shards, weights = zero.shard(asked.model, decoder), list(decoder.layers.parameters())
     found: dict[str, Any] = {"ran": [], "held": [held(weights)]}
     for names in asked_of(rank, ranks):
-        with zero.in_step(shards):
+        with zero.lockstep(shards):
             found["ran"].append(run(asked, names))
         found["held"].append(held(weights))
     with pytest.raises(ValueError, match=r"engine=graph: .* sharded .* cannot be fused"):
@@ -73,12 +73,12 @@ def test_between_passes_each_rank_holds_its_share_of_the_layers(sharded):
 
 
 def test_other_stages_and_what_does_not_go_with_it_are_refused(monkeypatch):
-    assert (zero.read_stage(0, 2), zero.read_stage("0", 1)) == (False, False)
+    assert (zero.parse_zero_stage(0, 2), zero.parse_zero_stage("0", 1)) == (False, False)
     with pytest.raises(ValueError, match=r"zero_stage=2: allowed are 0, off, and 3, which shards"):
-        zero.read_stage(2, 1)
+        zero.parse_zero_stage(2, 1)
     with pytest.raises(ValueError, match=r"zero_stage=3 and tensor_parallel=2: give one of the two"):
-        zero.read_stage(3, 2)
+        zero.parse_zero_stage(3, 2)
     with pytest.raises(ValueError, match=r"zero_stage=3: want several processes started together, not 1: `accelerate"):
-        zero.read_stage("3", 1)
+        zero.parse_zero_stage("3", 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert zero.read_stage("3", 1)
+    assert zero.parse_zero_stage("3", 1)

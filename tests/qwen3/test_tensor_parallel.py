@@ -9,7 +9,7 @@ from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLM
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel
 
 import qwen3_vl_vtr  # noqa: F401  registers the backbone, in each process
-from strategy import parallel
+from strategy.distributed import tensor_parallel
 
 
 def build(device):
@@ -26,4 +26,4 @@ def test_experts_are_refused():
     config = Qwen3VLMoeTextConfig(**size, num_hidden_layers=1, num_experts=4, moe_intermediate_size=32)
     decoder = Qwen3VLMoeTextModel._from_config(config)
     with pytest.raises(ValueError, match=r"tensor_parallel=2: .*experts.* cannot be split; device_map=auto"):
-        parallel.split(decoder, decoder, 2)
+        tensor_parallel.split(decoder, decoder, 2)

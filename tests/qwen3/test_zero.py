@@ -11,7 +11,7 @@ from zero_checks import work
 
 import qwen3_vl_vtr  # noqa: F401  registers the backbone, in each process
 import strategy
-from strategy import zero
+from strategy.distributed import zero
 
 
 def build(device):
@@ -40,7 +40,7 @@ def pruned(decoder):
 
 def work_on_experts_too(rank, ranks, build):
     decoder = experts()
-    with zero.in_step(zero.shard(decoder, decoder)):
+    with zero.lockstep(zero.shard(decoder, decoder)):
         found = pruned(decoder) if rank else None
     return work(rank, ranks, build) | {"experts": found}
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategy import VTRConfig, available
+from strategy.config import describe_options, field_names, strategy_options
 
 
 @pytest.mark.parametrize("value", [192, "192", 192.0, [192], "[192]", " 192 "])
@@ -70,6 +71,32 @@ def test_the_prefixed_names_are_the_same_knobs():
         VTRConfig.take({"vtr_keep_tokens": 64, "keep_tokens": 64})
 
 
+def test_an_option_that_the_strategy_does_not_use_is_refused_with_those_that_do():
+    with pytest.raises(
+        ValueError, match=r"^head_aggregation='max': strategy=fastv does not use it.* priortr or priortr_2f$"
+    ):
+        VTRConfig(strategy="fastv", head_aggregation="max")
+    with pytest.raises(ValueError, match=r"^clse_temp=0.2: strategy=random does not use it.* choose clse$"):
+        VTRConfig(strategy="random", clse_temp=0.2)
+
+
+def test_options_of_a_strategy_are_read_from_its_configuration():
+    config = VTRConfig(strategy="priortr", head_aggregation="max")
+    assert (config.head_aggregation, config.query_aggregation) == ("max", "question")
+    assert config == VTRConfig(strategy="priortr", head_aggregation="max") != VTRConfig(strategy="priortr")
+    with pytest.raises(AttributeError, match="strategy=priortr has no 'clse_temp'"):
+        _ = config.clse_temp
+
+
+def test_every_option_has_a_default_and_a_sentence():
+    described = describe_options()
+    assert tuple(described) == field_names()
+    assert set(strategy_options()) < set(described)
+    for name, (default, sentence) in described.items():
+        assert sentence.endswith("."), name
+        assert name in strategy_options() or getattr(VTRConfig(), name) == default
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         VTRConfig().keep_tokens = 3
@@ -80,7 +107,7 @@ anything = st.one_of(
 )
 
 
-@given(st.dictionaries(st.sampled_from([field.name for field in dataclasses.fields(VTRConfig)]), anything))
+@given(st.dictionaries(st.sampled_from(field_names()), anything))
 def test_anything_typed_gives_a_config_or_one_value_error(arguments):
     try:
         config = VTRConfig(**arguments)

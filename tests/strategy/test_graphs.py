@@ -9,54 +9,55 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy import parallel
-from strategy.graphs import WORTH, Graph, Graphs, reason
+from strategy.distributed import collectives
+from strategy.graph.cuda_graphs import MIN_REPLAYS, CapturedGraph, CudaGraphCache, ProgramKey, first_line
 
 
-def come(graphs: Graphs, key: str, own: int, growth: int, uses: int = 1) -> bool:
+def come(graphs: CudaGraphCache, name: str, own: int, growth: int, uses: int = 1) -> bool:
     """Let a program come as `run` does, with the bytes that are its own and those by which what all share grows."""
-    if key in graphs.never:
+    key = ProgramKey(name)
+    if key in graphs.rejected:
         return False
-    if key not in graphs.kept:
-        if not graphs.kept:
+    if key not in graphs.graphs:
+        if not graphs.graphs:
             graphs.shared = 0
         graphs.shared += growth
         nothing: Any = None
-        graphs._keep(key, Graph(nothing, print, (), None, own))
-    if key in graphs.kept:
-        graphs.kept.move_to_end(key)
-        graphs.kept[key].uses += uses
-    return key in graphs.kept
+        graphs._keep(key, CapturedGraph(nothing, print, (), None, own))
+    if key in graphs.graphs:
+        graphs.graphs.move_to_end(key)
+        graphs.graphs[key].replays += uses
+    return key in graphs.graphs
 
 
 def test_what_is_too_large_alone_is_told_by_itself_and_bans_no_other():
-    graphs = Graphs(torch.device("cpu"), limit=100)
+    graphs = CudaGraphCache(torch.device("cpu"), limit=100)
     for _ in range(3):
         assert come(graphs, "decode", 20, 5)
         assert come(graphs, "prefill", 5, 10)
         assert not come(graphs, "big", 90, 60)
-    assert graphs.never == {"big"}
+    assert set(graphs.rejected) == {ProgramKey("big")}
 
 
 def test_what_had_to_go_twice_before_it_was_of_use_is_not_captured_again():
-    graphs = Graphs(torch.device("cpu"), limit=100)
+    graphs = CudaGraphCache(torch.device("cpu"), limit=100)
     for turn in range(4):
         assert come(graphs, "one", 60, 0) == (turn < 2)
         assert come(graphs, "other", 60, 0)
-    assert graphs.never == {"one"}
+    assert set(graphs.rejected) == {ProgramKey("one")}
 
 
 def test_what_was_of_use_may_come_again():
-    graphs = Graphs(torch.device("cpu"), limit=100)
+    graphs = CudaGraphCache(torch.device("cpu"), limit=100)
     for _ in range(9):
-        assert come(graphs, "one", 60, 0, uses=WORTH)
-        assert come(graphs, "other", 60, 0, uses=WORTH)
-    assert not graphs.never
+        assert come(graphs, "one", 60, 0, uses=MIN_REPLAYS)
+        assert come(graphs, "other", 60, 0, uses=MIN_REPLAYS)
+    assert not graphs.rejected
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 120), st.integers(0, 120), st.integers(0, 9))))
 def test_the_limit_holds_whatever_comes(calls):
-    graphs = Graphs(torch.device("cpu"), limit=100)
+    graphs = CudaGraphCache(torch.device("cpu"), limit=100)
     for key, own, growth, uses in calls:
         come(graphs, key, own, growth, uses)
         assert graphs.size <= graphs.limit
@@ -66,7 +67,7 @@ def test_the_limit_holds_whatever_comes(calls):
     ("text", "told"), [("one\ntwo", "one"), ("\n two", "two"), ("", "RuntimeError"), (" \n", "RuntimeError")]
 )
 def test_every_error_has_a_reason_in_one_line(text, told):
-    assert reason(RuntimeError(text)) == told
+    assert first_line(RuntimeError(text)) == told
 
 
 @pytest.fixture
@@ -82,30 +83,30 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("error", "worst", "why"),
     [
-        (None, [0, -70], "by another process"),
+        (None, [0, -70], "on another rank"),
         (RuntimeError("\n not allowed"), [0, 0], "not allowed"),
         (torch.cuda.OutOfMemoryError(), [0, 0], "OutOfMemoryError"),
     ],
 )
 def test_what_one_process_cannot_capture_none_of_its_group_does(pretended, monkeypatch, error, worst, why):
     told = MagicMock(return_value=worst)
-    monkeypatch.setattr(parallel, "least_of_all", told)
-    graphs = Graphs(torch.device("cpu"), limit=100, group=MagicMock())
-    with pytest.warns(UserWarning, match=f"one: runs without a CUDA graph, .*{why}"):
-        assert not graphs._capture("one", MagicMock(side_effect=error), (), 5, rehearse=False)
+    monkeypatch.setattr(collectives, "all_reduce_min", told)
+    graphs = CudaGraphCache(torch.device("cpu"), limit=100, group=MagicMock())
+    with pytest.warns(UserWarning, match=f"one: runs without a CUDA graph .*{why}"):
+        assert not graphs._capture(ProgramKey("one"), MagicMock(side_effect=error), (), 5, warmup=False)
     assert told.call_args.args[0] == [error is None, 0]
-    assert (graphs.never, graphs.shared, list(graphs.kept)) == ({"one"}, -worst[1], [])
+    assert (set(graphs.rejected), graphs.shared, list(graphs.graphs)) == ({ProgramKey("one")}, -worst[1], [])
 
 
 def test_what_all_processes_capture_takes_as_much_room_as_where_it_takes_most(pretended, monkeypatch):
-    monkeypatch.setattr(parallel, "least_of_all", lambda own, *_: [1, own[1] - 70])
-    graphs = Graphs(torch.device("cpu"), limit=100, group=MagicMock())
-    assert graphs._capture("one", MagicMock(), (), 5, rehearse=False)
+    monkeypatch.setattr(collectives, "all_reduce_min", lambda own, *_: [1, own[1] - 70])
+    graphs = CudaGraphCache(torch.device("cpu"), limit=100, group=MagicMock())
+    assert graphs._capture(ProgramKey("one"), MagicMock(), (), 5, warmup=False)
     assert graphs.size == 75
 
 
 def test_graphs_go_before_the_group_that_they_call():
-    graphs = Graphs(torch.device("cpu"), limit=100, group=MagicMock())
+    graphs = CudaGraphCache(torch.device("cpu"), limit=100, group=MagicMock())
     assert come(graphs, "one", 20, 5)
-    parallel.leave()
-    assert not graphs.kept
+    collectives.shutdown_process_groups()
+    assert not graphs.graphs

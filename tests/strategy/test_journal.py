@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy import journal
-from strategy.journal import Journal
+from strategy.evaluation import resume as journal
+from strategy.evaluation.resume import Journal
 
 
 @dataclass
@@ -118,9 +118,8 @@ def test_no_answer_is_not_kept(tmp_path):
 
 def test_a_second_run_is_refused_and_a_damaged_file_named(tmp_path):
     log = opened(tmp_path)
-    code = (
-        f"from pathlib import Path; from strategy.journal import Journal; Journal(Path({str(tmp_path)!r}), {{}}, True)"
-    )
+    code = "from pathlib import Path; from strategy.evaluation.resume import Journal; "
+    code += f"Journal(Path({str(tmp_path)!r}), {{}}, True)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "another run is writing its answers there; wait, or give another" in done.stderr
     closed(log)

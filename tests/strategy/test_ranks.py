@@ -12,18 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy import record as records
-from strategy.ranks import WAIT, gather, longest_wait
-from strategy.record import RunRecord, Stage
+from strategy.distributed.collectives import gather
+from strategy.distributed.processes import TIMEOUT_ENV, rank_timeout
+from strategy.metrics import record as records
+from strategy.metrics.record import RunRecord, Stage
 
 DEPTH = 4
 
 
 def launch(tmp_path, count, body):
-    """Start so many processes of a script that has `ranks`, its own number `me`, and `say`, a line in one piece."""
+    """Start so many processes of a script with its own number `me`, and `say`, which writes a line in one piece."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, signal, sys, time\nfrom strategy import ranks\nme = ranks.rank()\n"
+        "import os, signal, sys, time\nfrom strategy.distributed import collectives, processes, watchdog\n"
+        "from strategy.evaluation.requests import answer_own\nme = processes.rank()\n"
         "say = lambda text: os.write(1, f'{text}\\n'.encode())\n" + textwrap.dedent(body)
     )
     command = [
@@ -54,7 +56,7 @@ def test_what_processes_bring_comes_in_their_order(tmp_path):
     body = """
     for turn in range(3):
         time.sleep(0.3 * (me == turn))
-        brought = ranks.gather(dict(rank=me, turn=turn))
+        brought = collectives.gather(dict(rank=me, turn=turn))
         say(f"said {brought == [dict(rank=each, turn=turn) for each in range(3)]}")
     """
     assert told(launch(tmp_path, 3, body)) == (0, ["said True"] * 9)
@@ -62,12 +64,12 @@ def test_what_processes_bring_comes_in_their_order(tmp_path):
 
 def test_a_slow_process_is_waited_for_as_long_as_it_gets_on(tmp_path):
     body = """
-    ranks.gather(None)
-    os.environ[ranks.WAIT] = "3"
+    collectives.gather(None)
+    os.environ[processes.TIMEOUT_ENV] = "3"
     for _ in range(20 * me):
         time.sleep(0.25)
-        ranks.beat()
-    say(f"said {ranks.gather(me)}")
+        watchdog.heartbeat()
+    say(f"said {collectives.gather(me)}")
     """
     assert told(launch(tmp_path, 2, body)) == (0, ["said [0, 1]"] * 2)
 
@@ -75,16 +77,16 @@ def test_a_slow_process_is_waited_for_as_long_as_it_gets_on(tmp_path):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_one_message_names_the_process_that_hangs(tmp_path, lost):
     body = f"""
-    ranks.gather(None)
-    os.environ[ranks.WAIT] = "4"
+    collectives.gather(None)
+    os.environ[processes.TIMEOUT_ENV] = "4"
     time.sleep(3600 * (me == {lost}))
-    ranks.gather(me)
+    collectives.gather(me)
     """
     start = time.monotonic()
     status, lines = told(launch(tmp_path, 3, body))
     assert (status, lines) == (
         1,
-        [f"rank {lost}: nothing done for 4 seconds, so all ranks stop; {WAIT} says how many are allowed"],
+        [f"rank {lost}: nothing done for 4 seconds, so all ranks stop; {TIMEOUT_ENV} says how many are allowed"],
     )
     assert time.monotonic() - start < 60
 
@@ -96,7 +98,7 @@ def test_an_error_among_lmms_evals_requests_stops_all_and_is_told(tmp_path):
             raise MemoryError("no room for 7 tokens")
         return requests
     class Request: metadata = {}
-    ranks.answer_own([Request()], answer, "")
+    answer_own([Request()], answer, "")
     time.sleep(3600)
     """
     status, lines = told(launch(tmp_path, 2, body))
@@ -105,10 +107,10 @@ def test_an_error_among_lmms_evals_requests_stops_all_and_is_told(tmp_path):
 
 def test_an_error_where_processes_keep_in_step_stops_all_and_is_told(tmp_path):
     body = """
-    from strategy import zero
+    from strategy.distributed import zero
     if me == 0:
         time.sleep(3600)
-    with zero.in_step(object()):
+    with zero.lockstep(object()):
         raise MemoryError("no room for 7 tokens")
     """
     status, lines = told(launch(tmp_path, 2, body))
@@ -142,7 +144,7 @@ def test_a_process_that_loses_another_does_not_tell_of_itself(tmp_path, seen):
             say("said reset" if "reset" in str(error) else "said closed")
             raise
     class Request: metadata = {{}}
-    ranks.answer_own([Request()], answer, "")
+    answer_own([Request()], answer, "")
     """
     assert told(launch(tmp_path, 2, body)) == (1, [f"said {seen}"])
 
@@ -152,8 +154,8 @@ def test_a_process_that_others_wait_for_within_a_pass_is_named(tmp_path, lost, n
     body = f"""
     from torch import distributed as dist
     dist.init_process_group("gloo")
-    os.environ[ranks.WAIT] = "3"
-    watch = ranks.Watch(range(2))
+    os.environ[processes.TIMEOUT_ENV] = "3"
+    watch = watchdog.HangWatchdog(range(2))
     def answer(requests):
         for number in range(3):
             watch.begin()
@@ -164,22 +166,22 @@ def test_a_process_that_others_wait_for_within_a_pass_is_named(tmp_path, lost, n
         dist.all_reduce(dist.torch.ones(1))
     class Request: metadata = {{}}
     time.sleep(5 * me)  # longer than allowed, but not all of them answer yet
-    ranks.answer_own([Request()], answer, "")
+    answer_own([Request()], answer, "")
     """
     status, lines = told(launch(tmp_path, 2, body))
     assert (status, lines) == (
         1,
-        [f"{named}: nothing done for 3 seconds, so all ranks stop; {WAIT} says how many are allowed"],
+        [f"{named}: nothing done for 3 seconds, so all ranks stop; {TIMEOUT_ENV} says how many are allowed"],
     )
 
 
 def test_processes_stop_when_what_started_them_is_gone(tmp_path):
     body = """
-    ranks.beat()
+    watchdog.heartbeat()
     say("at work")
     while True:
         time.sleep(0.2)
-        ranks.beat()
+        watchdog.heartbeat()
     """
     process = launch(tmp_path, 2, body)
     for _ in range(2):
@@ -194,15 +196,15 @@ def test_processes_stop_when_what_started_them_is_gone(tmp_path):
 )
 def test_the_wait_is_a_number_of_seconds_or_an_error_that_says_so(text):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(WAIT, text)
+        patch.setenv(TIMEOUT_ENV, text)
         try:
-            seconds = longest_wait()
+            seconds = rank_timeout()
         except ValueError as error:
             said = str(error)
         else:
             assert 0 < seconds < float("inf")
             return
-    assert said.startswith(f"{WAIT}={text!r}: allowed is a number of seconds above 0")
+    assert said.startswith(f"{TIMEOUT_ENV}={text!r}: allowed is a number of seconds above 0")
 
 
 prompts = st.lists(
@@ -233,10 +235,10 @@ def test_the_records_of_all_processes_add_up_to_that_of_one(calls, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "gather", lambda mine: brought.append(json.dumps(mine)) or [json.loads(brought[0])])
         for part in parts:
-            part.over_ranks()
-            counted([([500], 5, 5.0)]).over_ranks(counts=False)
+            part.reduce_over_ranks()
+            counted([([500], 5, 5.0)]).reduce_over_ranks(counts=False)
         patch.setattr(records, "gather", lambda mine: [json.loads(each) for each in brought])
-        merged = parts[0].over_ranks().means()
+        merged = parts[0].reduce_over_ranks().means()
     alone = counted(calls).means()
     assert merged.pop("seconds") == pytest.approx(alone.pop("seconds"))
     assert merged == alone

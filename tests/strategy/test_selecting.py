@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy import selecting
+from strategy.kernels import selection
 
 
 def rows(draw, length):
@@ -21,13 +21,13 @@ def scored(draw):
 def test_the_highest_stay_and_of_equal_ones_the_first(given):
     scores, count = given
     wanted = [sorted(sorted(range(len(row)), key=lambda at: -row[at])[:count]) for row in scores.tolist()]
-    assert selecting.highest(scores, count).tolist() == wanted
+    assert selection.select_top(scores, count).tolist() == wanted
 
 
 @given(scored())
 def test_all_pairs_tell_the_same_as_a_sort(given):
     scores, count = given
-    assert torch.equal(selecting.highest_of_pairs(scores, count), selecting.highest(scores, count))
+    assert torch.equal(selection.select_top_by_pairs(scores, count), selection.select_top(scores, count))
 
 
 @st.composite
@@ -46,7 +46,7 @@ def test_what_stays_is_all_text_and_the_chosen_in_order(given):
     left = torch.arange(length).expand(samples, -1) * 3  # of a prompt that lost some before
     visual, text = (torch.stack([row.nonzero().flatten() for row in mask]) for mask in (kinds, ~kinds))
     number = torch.arange(visual.shape[1]).expand(samples, -1) * 2
-    stay, left_now, number_now, visual_now, text_now = selecting.narrowed(left, number, visual, text, picks)
+    stay, left_now, number_now, visual_now, text_now = selection.keep_chosen(left, number, visual, text, picks)
     for row in range(samples):
         chosen = visual[row, picks[row]].tolist()
         wanted = sorted(chosen + text[row].tolist())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from views import view_of
 
 from strategy import Facts, VTRConfig, available, registry
-from strategy.controls import strided
+from strategy.baselines import strided
 from strategy.divprune import most_diverse
 from strategy.sparsevlm import cluster_centres, raters
 

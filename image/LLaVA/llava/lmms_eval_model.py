@@ -19,10 +19,11 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.mm_utils import pad_left, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from strategy import parallel, ranks, zero
-from strategy.config import check_names, field_names
-from strategy.evaluated import Evaluated
-from strategy.unreadable import Unreadable, answer_readable
+from strategy.config import field_names
+from strategy.distributed import processes, tensor_parallel, zero
+from strategy.evaluation.lmms_model import Evaluated
+from strategy.evaluation.unreadable_images import Unreadable, answer_readable
+from strategy.options import check_names
 
 # What `--model_args` may hold besides the pruning knobs, with the values it has if it does not.
 ARGUMENTS: dict[str, Any] = {
@@ -63,13 +64,13 @@ class LlavaVTR(Evaluated, lmms):
             if not str(options["batch_size"]).isdecimal() or int(options["batch_size"]) < 1:
                 raise ValueError(f"batch_size={options['batch_size']!r}: allowed is a whole number from 1 up")
             self.batch_size = int(options["batch_size"])
-            shares = parallel.read_ranks(options["tensor_parallel"])
-            sharded = zero.read_stage(options["zero_stage"], shares)
-            ranks.longest_wait()
+            shares = tensor_parallel.parse_tp_size(options["tensor_parallel"])
+            sharded = zero.parse_zero_stage(options["zero_stage"], shares)
+            processes.rank_timeout()
             self.take_up(config, options, shares)
-            place, dtype = options["device"] or ranks.take_device(), DTYPES[options["dtype"]]
+            place, dtype = options["device"] or processes.take_device(), DTYPES[options["dtype"]]
             if shares > 1 or sharded:  # the whole model may be too large for a GPU
-                place, dtype = "cpu", dtype or (None if ranks.take_device() == "cpu" else torch.float16)
+                place, dtype = "cpu", dtype or (None if processes.take_device() == "cpu" else torch.float16)
             self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
                 options["pretrained"],
                 device=place,

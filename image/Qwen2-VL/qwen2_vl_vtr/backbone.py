@@ -19,17 +19,17 @@ class Qwen2VLBackbone(QwenBackbone):
     models = (Qwen2VLForConditionalGeneration,)
     decoders = (Qwen2VLTextModel,)
 
-    of_sizes = ("rot_pos_emb",)
+    size_methods = ("rot_pos_emb",)
 
-    def rotary(self, layer: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        return _mixed(layer, call["position_embeddings"])
+    def rotary(self, layer: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        return _mixed(layer, kwargs["position_embeddings"])
 
-    def angles(self, decoder: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return _mixed(decoder.layers[0], super().angles(decoder, positions))
+    def rotary_at(self, decoder: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return _mixed(decoder.layers[0], super().rotary_at(decoder, positions))
 
 
 def _mixed(layer: Any, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The rotary tables [B, L, D] of a layer, of which those of time, row and column [3, B, L, D] give sections."""
+    """Mix a layer's rotary tables [B, L, D] of sections of those of time, row and column [3, B, L, D]."""
     sections = layer.self_attn.rope_scaling["mrope_section"] * 2
     cos, sin = (
         torch.cat([part[kind % 3] for kind, part in enumerate(table.split(sections, dim=-1))], dim=-1)

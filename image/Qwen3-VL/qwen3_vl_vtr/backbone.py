@@ -19,13 +19,13 @@ class Qwen3VLBackbone(QwenBackbone):
     models = (Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration)
     decoders = (Qwen3VLTextModel, Qwen3VLMoeTextModel)
 
-    of_sizes = ("rot_pos_emb", "fast_pos_embed_interpolate")
+    size_methods = ("rot_pos_emb", "fast_pos_embed_interpolate")
 
-    def rotary(self, layer: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        return call["position_embeddings"]
+    def rotary(self, layer: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        return kwargs["position_embeddings"]
 
-    def added(self, call: dict[str, Any]) -> list[Tensor]:
-        features, visual = call.pop("deepstack_visual_embeds", None), call.pop("visual_pos_masks", None)
+    def added_features(self, kwargs: dict[str, Any]) -> list[Tensor]:
+        features, visual = kwargs.pop("deepstack_visual_embeds", None), kwargs.pop("visual_pos_masks", None)
         return [
             part.new_zeros(*visual.shape, part.shape[-1]).masked_scatter(visual[..., None].to(part.device), part)
             for part in features or []

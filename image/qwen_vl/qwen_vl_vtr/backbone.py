@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from strategy import Asked, Backbone, Layout, Span
+from strategy import Backbone, GreedyRequest, Layout, Span
+from strategy.backbone import Generate
 
 
 class QwenBackbone(Backbone):
-    """A Qwen-VL: as many tokens an image as it is large."""
+    """A Qwen-VL, whose images have a number of tokens that depends on their size."""
 
     nominal_tokens = 576
     own_size = True
@@ -22,20 +23,21 @@ class QwenBackbone(Backbone):
     def entry(self, model: Any) -> nn.Module:
         return model.model
 
-    def angles(self, decoder: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
-        # A kind that merely counts may come before those that rotate: time, row and column.
+    def rotary_at(self, decoder: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+        # A kind that merely counts tokens may come before those that rotate: time, row and column.
         kinds = positions.expand(3, *positions.shape) if positions.dim() == 2 else positions[-3:]
-        return super().angles(decoder, kinds)
+        return super().rotary_at(decoder, kinds)
 
-    def greedy(self, model: Any, answer: Callable[[Callable[[Any], Tensor], Asked], Tensor]) -> dict[str, Any]:
-        return {"generate": partial(_generate, model.generate, answer)}
+    def greedy_loop(self, model: Any, generate: Generate) -> dict[str, Any]:
+        return {"generate": partial(_generate, model.generate, generate)}
 
     def vision(self, model: Any) -> list[nn.Module]:
         return [model.model.visual]
 
-    def closing(self, model: Any, call: Mapping[str, Any]) -> list[int] | None:
+    def num_template_tokens(self, model: Any, kwargs: Mapping[str, Any]) -> list[int] | None:
         # The question's turn ends with the token that answers end with too.
-        ends, ids, mask = model.generation_config.eos_token_id, call.get("input_ids"), call.get("attention_mask")
+        ends = model.generation_config.eos_token_id
+        ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         if ids is None or ends is None:
             return None
         end = ends[0] if isinstance(ends, list) else ends
@@ -43,10 +45,10 @@ class QwenBackbone(Backbone):
         rows = [[t for t, real in zip(*pair, strict=True) if real] for pair in zip(ids.tolist(), masks, strict=True)]
         return [row[::-1].index(end) + 1 if end in row else 0 for row in rows]
 
-    def layout(self, model: Any, call: Mapping[str, Any]) -> Layout | None:
-        config, ids = model.config, call.get("input_ids")
+    def layout(self, model: Any, kwargs: Mapping[str, Any]) -> Layout | None:
+        config, ids = model.config, kwargs.get("input_ids")
         given = {config.image_token_id: "image_grid_thw", config.video_token_id: "video_grid_thw"}
-        if all(call.get(name) is None for name in given.values()):
+        if all(kwargs.get(name) is None for name in given.values()):
             return None
         if ids is None:
             raise ValueError(
@@ -54,64 +56,74 @@ class QwenBackbone(Backbone):
                 "since the ids tell where the visual tokens lie"
             )
         merge = config.vision_config.spatial_merge_size
-        grids = {token: _merged(call.get(name), merge) for token, name in given.items()}
+        grids = {token: _merged(kwargs.get(name), merge) for token, name in given.items()}
         return [list(_spans(row, grids, given)) for row in ids.tolist()]
 
 
-# What the greedy loop is not asked for by any of these; transformers would forget some of them on its way there.
-PLAIN = ("do_sample", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens", "constraints", "force_words_ids")
-ELSE = ("custom_generate", "streamer", "assistant_model", "tokenizer", "synced_gpus")
+# Options of `generate` that ask for another loop than the greedy one. transformers loses some of them on the way to a
+# loop of one's own.
+OTHER_LOOPS = (
+    "do_sample",
+    "penalty_alpha",
+    "dola_layers",
+    "prompt_lookup_num_tokens",
+    "constraints",
+    "force_words_ids",
+)
+OTHER_ARGUMENTS = ("custom_generate", "streamer", "assistant_model", "tokenizer", "synced_gpus")
 
 
 def _generate(
     stock: Callable[..., Any],
-    answer: Callable[[Callable[[Any], Tensor], Asked], Tensor],
+    generate: Generate,
     *args: Any,
-    **call: Any,
+    **kwargs: Any,
 ) -> Any:
-    """`generate`, with `answer` in the place of its loop if that is the greedy one."""
+    """Call the stock `generate`, with another loop if its own is the greedy one."""
     model = stock.__self__  # type: ignore[attr-defined]
-    config = call.get("generation_config") or model.generation_config
-    wanted = {name: call.get(name, getattr(config, name, None)) for name in (*PLAIN, "num_beams")}
-    if any(wanted[name] for name in PLAIN) or (wanted["num_beams"] or 1) > 1 or any(map(call.get, ELSE)):
-        return stock(*args, **call)
-    return stock(*args, custom_generate=partial(_loop, answer), **call)
+    config = kwargs.get("generation_config") or model.generation_config
+    wanted = {name: kwargs.get(name, getattr(config, name, None)) for name in (*OTHER_LOOPS, "num_beams")}
+    other = any(wanted[name] for name in OTHER_LOOPS) or (wanted["num_beams"] or 1) > 1
+    if other or any(map(kwargs.get, OTHER_ARGUMENTS)):
+        return stock(*args, **kwargs)
+    return stock(*args, custom_generate=partial(_loop, generate), **kwargs)
 
 
 def _loop(
-    answer: Callable[[Callable[[Any], Tensor], Asked], Tensor],
+    generate: Generate,
     model: Any,
     input_ids: Tensor,
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: Any,
-    **call: Any,
+    **kwargs: Any,
 ) -> Tensor:
-    """`_sample`, the loop of `generate` since transformers 4.48, with `answer` in its place."""
+    """Replace `_sample`, the loop of `generate` since transformers 4.48."""
 
     def stock(criteria: Any) -> Tensor:
         return type(model)._sample(
-            model, input_ids, logits_processor, criteria, generation_config=generation_config, **call
+            model, input_ids, logits_processor, criteria, generation_config=generation_config, **kwargs
         )
 
     pad, ends = generation_config._pad_token_tensor, generation_config._eos_token_tensor
     extra = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
     extra += ("return_dict_in_generate", "prefill_chunk_size")
-    asked = Asked(
-        prompt=input_ids.shape[1],
-        ids=input_ids.shape[1],
+    request = GreedyRequest(
+        prompt_length=input_ids.shape[1],
+        num_ids=input_ids.shape[1],
         processors=logits_processor,
-        criteria=stopping_criteria,
-        ends=[] if ends is None else ends.flatten().tolist(),
-        pad=None if pad is None else int(pad),
-        cache=call.get("past_key_values"),
-        plain=not any(getattr(generation_config, name, None) for name in extra) and bool(call.get("use_cache")),
+        stopping_criteria=stopping_criteria,
+        eos_ids=[] if ends is None else ends.flatten().tolist(),
+        pad_id=None if pad is None else int(pad),
+        cache=kwargs.get("past_key_values"),
+        token_ids_only=not any(getattr(generation_config, name, None) for name in extra)
+        and bool(kwargs.get("use_cache")),
     )
-    return answer(stock, asked)
+    return generate(stock, request)
 
 
 def _merged(grids: Tensor | None, merge: int) -> Iterator[tuple[int, int, int]]:
-    """The grids of visual tokens (T, H, W) that grids of patches [count, 3] become."""
+    """Yield the grids of visual tokens (T, H, W) that grids of patches [count, 3] become."""
     rows = [] if grids is None else grids.tolist()
     return iter([(frames, height // merge, width // merge) for frames, height, width in rows])
 
@@ -119,7 +131,7 @@ def _merged(grids: Tensor | None, merge: int) -> Iterator[tuple[int, int, int]]:
 def _spans(
     row: list[int], grids: Mapping[int, Iterator[tuple[int, int, int]]], names: Mapping[int, str]
 ) -> Iterator[Span]:
-    """The spans of one prompt's token ids; takes from `grids`, by placeholder token, what it meets."""
+    """Yield the spans of one prompt's token ids; takes the grids from `grids`, by placeholder token."""
     at = 0
     while at < len(row):
         token = row[at]

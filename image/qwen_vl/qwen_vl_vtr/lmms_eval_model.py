@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
 import strategy
-from strategy import parallel, ranks, zero
-from strategy.config import check_names, field_names
-from strategy.evaluated import Evaluated
-from strategy.unreadable import answer_readable
+from strategy.config import field_names
+from strategy.distributed import processes, tensor_parallel, zero
+from strategy.evaluation.lmms_model import Evaluated
+from strategy.evaluation.unreadable_images import answer_readable
+from strategy.options import check_names
 
 # What transformers raises for a configuration with values of the wrong kind.
 MISFITS = (TypeError, AttributeError, KeyError, ZeroDivisionError)
@@ -41,16 +42,16 @@ class PrunedQwen(Evaluated):
                 name for name, p in inspect.signature(super().__init__).parameters.items() if p.kind != p.VAR_KEYWORD
             ]
             check_names(arguments, (*stock, "tensor_parallel", "zero_stage", "resume_folder", *field_names()))
-            shares = parallel.read_ranks(arguments.pop("tensor_parallel", 1))
-            sharded = zero.read_stage(arguments.pop("zero_stage", 0), shares)
-            ranks.longest_wait()
+            shares = tensor_parallel.parse_tp_size(arguments.pop("tensor_parallel", 1))
+            sharded = zero.parse_zero_stage(arguments.pop("zero_stage", 0), shares)
+            processes.rank_timeout()
             self.take_up(config, arguments, shares)
             arguments.pop("resume_folder", None)
-            place = ranks.take_device()
+            place = processes.take_device()
             if shares > 1 or sharded:
                 # The whole of what is to be split may be too large for a GPU.
                 arguments |= {"device": place, "device_map": "cpu"}
-            device = ranks.find_device(arguments.get("device") or place)
+            device = processes.find_device(arguments.get("device") or place)
             arguments["device"] = "cpu" if device.type == "cpu" else str(device)
             arguments.setdefault("device_map", arguments["device"])
             if "pretrained" in arguments:

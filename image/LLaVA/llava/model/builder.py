@@ -17,7 +17,7 @@ from transformers.utils import is_flash_attn_2_available
 from llava.conversation import conv_vicuna_v1
 from llava.model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.vision_tower import CLIPVisionTower
-from strategy.ranks import find_device
+from strategy.distributed.processes import find_device
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 FILES = ["*.json", "*.model", "*.safetensors", "*.bin"]
@@ -59,11 +59,11 @@ def load_pretrained_model(
         model.model.vision_tower.to(model.device)
     context = int(getattr(config, "max_sequence_length", 2048))
     tokenizer = load_tokenizer(folder)
-    model.closing = closing(tokenizer)
+    model.num_template_tokens = num_template_tokens(tokenizer)
     return tokenizer, model.eval(), model.get_vision_tower().image_processor, context
 
 
-def closing(tokenizer: Any) -> int:
+def num_template_tokens(tokenizer: Any) -> int:
     """How many tokens end every prompt of the Vicuna template, whatever it asks."""
     prompts = []
     for question in ("Why?", "Count them"):

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.vision_tower import CLIPVisionTower
 from strategy import Layout, Span
-from strategy.cache import length as cache_length
+from strategy.kernels.kv_cache import length as cache_length
 
 Images = Tensor | Sequence[Tensor] | None
 
@@ -54,11 +54,11 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
 
     Pictures replace the `IMAGE_TOKEN_INDEX` entries of `input_ids`, in order over the whole batch.
     Prompts of a batch are padded on the left, so every prompt's last token is its row's last.
-    closing: how many tokens end every prompt, whatever it asks.
+    num_template_tokens: how many tokens of the template end every prompt.
     """
 
     config_class = LlavaConfig
-    closing = 0
+    num_template_tokens = 0
 
     def __init__(self, config: LlavaConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)

@@ -9,16 +9,16 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer
 from llava.model.builder import (
     check_files,
     check_tower,
-    closing,
     find_folder,
     load_tokenizer,
     load_weights,
+    num_template_tokens,
     read_config,
     refuse_unsupported,
     tower_config,
 )
 from llava.model.llava_llama import LlavaConfig
-from strategy.ranks import find_device
+from strategy.distributed.processes import find_device
 from videollava.model.tower import FrameTower, config_from_shapes
 from videollava.model.video_llava import KINDS, VideoLlavaForCausalLM
 
@@ -57,7 +57,7 @@ def load_pretrained_model(
             setattr(model.model, f"{kind}_tower", load_tower(folder, config, kind, cache_dir).to(dtype))
     context = int(getattr(config, "tokenizer_model_max_length", None) or config.max_position_embeddings)
     tokenizer = load_tokenizer(folder)
-    model.closing = closing(tokenizer)
+    model.num_template_tokens = num_template_tokens(tokenizer)
     return tokenizer, model.to(place).eval(), context
 
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 import strategy
 from llava.mm_utils import pad_left
 from llava.model.builder import find_folder
-from strategy import ranks
 from strategy.config import field_names
+from strategy.distributed import collectives, processes, watchdog
 from videollava.constants import IMAGE_TOKEN_INDEX
 from videollava.conversation import conv_templates
 from videollava.eval.video.answers import AnswerFile, chunk_name, merge, rank_name
@@ -150,10 +150,10 @@ def answer_all(
     """Answer questions, in order, into a file that may hold others; returns what could not be answered."""
     left_out = []
     right, done = sum(matches(entry["pred"], entry["answer"]) for entry in answers.done.values()), len(answers.done)
-    place = {"total": done + len(waiting), "initial": done, "disable": ranks.rank() > 0}
+    place = {"total": done + len(waiting), "initial": done, "disable": processes.rank() > 0}
     with tqdm(**place, desc="Answering", unit="question") as bar:
         for start in range(0, len(waiting), batch_size):
-            ranks.beat()
+            watchdog.heartbeat()
             batch = waiting[start : start + batch_size]
             for sample, said in zip(batch, answerer.answer(batch), strict=True):
                 if isinstance(said, str):
@@ -173,16 +173,16 @@ def open_answers(folder: Path, name: str, settings: dict[str, Any]) -> tuple[Ans
 
     However many there were before, the first one takes in what they left while the others wait.
     """
-    if ranks.rank():
-        [done, *_] = ranks.gather(None)
-        return AnswerFile(folder, rank_name(name, ranks.rank()), settings), set(done)
+    if processes.rank():
+        [done, *_] = collectives.gather(None)
+        return AnswerFile(folder, rank_name(name, processes.rank()), settings), set(done)
     answers = AnswerFile(folder, name, settings)
     try:
         answers.take_in()
     except ValueError:
         answers.close()
         raise
-    [done, *_] = ranks.gather(list(answers.done))
+    [done, *_] = collectives.gather(list(answers.done))
     return answers, set(done)
 
 
@@ -191,7 +191,7 @@ def main() -> int:
     options = parse()
     folder = Path(options.output_dir)
     try:
-        ranks.longest_wait()
+        processes.rank_timeout()
         knobs = {name: getattr(options, f"vtr_{name}") for name in field_names()}
         config = strategy.VTRConfig(**{name: value for name, value in knobs.items() if value is not None})
         samples, left_out = read_samples(options.gt_file_question, options.gt_file_answers)
@@ -203,17 +203,18 @@ def main() -> int:
         name = chunk_name(options.output_name, options.num_chunks, options.chunk_idx)
         answers, done = open_answers(folder, name, run_settings(options, config))
         try:
-            mine = [sample for sample in chunked if sample.key not in done][ranks.rank() :: ranks.count()]
-            options.device = options.device or ranks.take_device()
+            mine = [sample for sample in chunked if sample.key not in done][processes.rank() :: processes.world_size()]
+            options.device = options.device or processes.take_device()
             names = ("model_path", "model_base", "device", "cache_dir", "model_max_length", "video_dir")
             answerer = Answerer(**{name: getattr(options, name) for name in names})
             with strategy.prune(answerer.model, config) as record:
                 failed = answer_all(answerer, mine, answers, options.batch_size, options.strict)
-            if ranks.rank():
+            if processes.rank():
                 answers.close()
-            failed = [LeftOut(*item) for part in ranks.gather([astuple(item) for item in failed]) for item in part]
-            record = record.over_ranks()
-            if ranks.rank():
+            everyone = collectives.gather([astuple(item) for item in failed])
+            failed = [LeftOut(*item) for part in everyone for item in part]
+            record = record.reduce_over_ranks()
+            if processes.rank():
                 return 0
             answers.take_in()
             order = {sample.key: number for number, sample in enumerate(chunked)}

@@ -1,0 +1,1 @@
+"""What the lmms-eval models and the video script share."""

@@ -1,0 +1,1 @@
+"""Greedy generation by fused layers and CUDA graphs."""

@@ -1,0 +1,1 @@
+"""Functions of tensors: decoder layers, attention rows, selection and compilation."""

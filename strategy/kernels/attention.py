@@ -1,0 +1,77 @@
+"""Attention rows of one layer, recomputed for a few queries from what the layer left behind."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from strategy.kernels.compile import compilable
+from strategy.kernels.layer_spec import LayerSpec, part
+
+
+def gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """Pick rows [B, R] out of [B or 1, L, ...] along the second dimension."""
+    # `take_along_dim` would spread the index over all dimensions that follow.
+    if len(tensor) == 1:
+        return tensor[0][index]
+    return tensor[torch.arange(len(index), device=index.device)[:, None], index]
+
+
+@compilable
+def attention_to(weights: Tensor, visual: Tensor) -> Tensor:
+    """Pick from attention [G, heads, R, L] the part that the tokens at `visual` [G, N] receive."""
+    return weights.gather(3, visual[:, None, None].expand(-1, *weights.shape[1:3], -1))
+
+
+def apply_rotary(head: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate heads [B, heads, L, width] by cosines and sines [B or 1, L, width]."""
+    first, second = head.chunk(2, dim=-1)
+    return head * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+def _project(layer: nn.Module, spec: LayerSpec, path: str, norm: str | None, x: Tensor) -> Tensor:
+    """Project x [B, R, C] with a layer's own weights into heads [B, heads, R, head width]."""
+    head = part(layer, path)(part(layer, spec.input_norm)(x)).unflatten(-1, (-1, spec.head_width))
+    return (head if norm is None else part(layer, norm)(head)).transpose(1, 2)
+
+
+def attention_rows(
+    layer: nn.Module,
+    spec: LayerSpec,
+    hidden: Tensor,
+    query_positions: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    keys: Tensor | None,
+    mask: Any,
+) -> Tensor:
+    """Compute the attention that some tokens pay all tokens.
+
+    Args:
+        layer: The layer, with its description `spec`.
+        hidden: The layer's input [B, L, C].
+        query_positions: Sequence indices [B, R] of the tokens.
+        rotary: Cosines and sines [B or 1, L, head width].
+        keys: The layer's keys [B, key heads, L, head width] from the cache; None projects them again.
+        mask: The layer's own attention mask: None, [B, L] or [B, 1, L, L], additive or boolean.
+
+    Returns:
+        Attention after the softmax, float32 [B, heads, R, L].
+    """
+    cos, sin = rotary
+    queries = _project(layer, spec, spec.query, spec.query_norm, gather_rows(hidden, query_positions))
+    queries = apply_rotary(queries, gather_rows(cos, query_positions), gather_rows(sin, query_positions))
+    if keys is None:
+        keys = apply_rotary(_project(layer, spec, spec.key, spec.key_norm, hidden), cos, sin)
+    grouped = queries.float().unflatten(1, (keys.shape[1], -1))
+    logits = torch.einsum("bkgrd,bkld->bkgrl", grouped, keys.float()).flatten(1, 2) * spec.scale
+    # Minus infinity would make NaN of the row of a token that sees nothing, one of the padding.
+    lowest = torch.finfo(logits.dtype).min
+    if mask is not None and mask.dim() == 4:
+        mask = gather_rows(mask[:, 0], query_positions)[:, None]
+        logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask.float()
+    else:
+        seen = torch.arange(hidden.shape[1], device=hidden.device) <= query_positions[:, :, None]
+        if mask is not None:
+            seen = seen & mask.bool()[:, None]
+        logits = logits.masked_fill(~seen[:, None], lowest)
+    return logits.softmax(dim=-1)

@@ -1,0 +1,64 @@
+"""Which tokens stay, by their scores, and where they are afterwards."""
+
+import torch
+from torch import Tensor
+
+from strategy.kernels.compile import compilable, is_compiling
+
+# Up to so many tokens one compiled comparison of all pairs is faster than a sort.
+MAX_PAIRWISE_TOKENS = 1 << 12
+
+
+def select_top(scores: Tensor, count: int) -> Tensor:
+    """Return the positions [G, count], in order, of the highest scores [G, N]; of equal scores the first wins."""
+    if is_compiling() and scores.shape[1] <= MAX_PAIRWISE_TOKENS:
+        return select_top_by_pairs(scores, count)
+    # A stable sort breaks ties alike on every device, which top-k does not.
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    return positions_of(torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :count], True), count)
+
+
+@compilable
+def select_top_by_pairs(scores: Tensor, count: int) -> Tensor:
+    """Compute `select_top` by counting, for each score, how many of its row precede it in that sort."""
+    own, other = scores[:, :, None], scores[:, None]
+    at = torch.arange(scores.shape[1], device=scores.device)
+    before = ((other > own) | ((other == own) & (at < at[:, None]))).sum(-1)
+    return positions_of(before < count, count)
+
+
+def positions_of(mask: Tensor, count: int) -> Tensor:
+    """Return the positions [G, count], in order, of the true values of a mask [G, N] with `count` of them a row."""
+    wanted = torch.arange(1, count + 1, device=mask.device).repeat(len(mask), 1)
+    return torch.searchsorted(mask.cumsum(1), wanted)
+
+
+@compilable
+def keep_chosen(
+    remaining: Tensor, original_index: Tensor, visual: Tensor, text: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Narrow the tensors of a `SampleGroup` to the `chosen` [G, N'] of its visual tokens.
+
+    Returns:
+        The positions that stay, [G, R'], and the narrowed `remaining`, `original_index`, `visual` and `text`.
+    """
+    visual = visual.gather(1, chosen)
+    # Two sorted lists are merged: each smaller element of the other list moves a position on by one.
+    visual_at = torch.searchsorted(text, visual) + torch.arange(visual.shape[1], device=remaining.device)
+    text_at = torch.searchsorted(visual, text) + torch.arange(text.shape[1], device=remaining.device)
+    at = torch.arange(visual.shape[1] + text.shape[1], device=remaining.device).repeat(len(remaining), 1)
+    before = torch.searchsorted(text_at, at)
+    near = before.clamp(max=text.shape[1] - 1)
+    stay = torch.where(
+        text_at.gather(1, near) == at,
+        text.gather(1, near),
+        visual.gather(1, (at - before).clamp(max=visual.shape[1] - 1)),
+    )
+    return stay, remaining.gather(1, stay), original_index.gather(1, chosen), visual_at, text_at
+
+
+@compilable
+def all_finite(scores: Tensor, features: Tensor | None = None) -> Tensor:
+    """Return whether no score is NaN and all features, if given, are finite."""
+    fine = ~scores.isnan().any()
+    return fine if features is None else fine & features.isfinite().all()

@@ -1,0 +1,1 @@
+"""What a run kept and what it cost."""

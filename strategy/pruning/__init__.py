@@ -1,0 +1,1 @@
+"""Hooks that prune a stock decoder during its prefill."""

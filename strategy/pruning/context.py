@@ -1,0 +1,19 @@
+"""The state that the hooks of one forward call share."""
+
+from __future__ import annotations
+
+from strategy.backbone import Layout
+from strategy.metrics.thread_state import ThreadState
+from strategy.pruning.state import PrefillState
+
+
+class ForwardContext(ThreadState):
+    """The forward call that a thread is in.
+
+    layout: What the entry showed. prompt: The state of the prompts that the decoder runs. pruned: The same state, if
+    some of the prompts have visual tokens.
+    """
+
+    layout: Layout | None = None
+    prompt: PrefillState | None = None
+    pruned: PrefillState | None = None

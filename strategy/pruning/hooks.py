@@ -1,0 +1,146 @@
+"""Hooks that prune a stock decoder during its prefill.
+
+The hooks join a backbone and a strategy and name neither. Every count is known before the first layer runs, so nothing
+inside the layer loop waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from strategy.backbone import Backbone, Layout
+from strategy.kernels import kv_cache
+from strategy.pruning import pruned_cache
+from strategy.pruning.context import ForwardContext
+from strategy.pruning.layer_hooks import LayerHooks
+from strategy.pruning.patch import ModelPatch
+from strategy.pruning.prompts import prompt_tokens
+from strategy.pruning.question_free import QuestionFreePass
+from strategy.pruning.stage import StageRunner
+from strategy.pruning.state import PrefillState
+
+
+class PruningHooks:
+    """The hooks on one decoder, in the order in which a forward call reaches them.
+
+    Args:
+        model: The whole model, or the bare decoder.
+        decoder: Its decoder.
+        backbone: Their family.
+        layout: The layout of a bare decoder's prompts; None for a whole model, whose calls show it.
+        runner: Runs the stages, and writes the record.
+        question_free: Runs prompts without their questions, for strategies that want it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decoder: Any,
+        backbone: Backbone,
+        layout: Layout | None,
+        runner: StageRunner,
+        question_free: QuestionFreePass | None,
+    ) -> None:
+        self.model, self.decoder, self.backbone, self.fixed_layout = model, decoder, backbone, layout
+        self.runner, self.plan, self.question_free = runner, runner.plan, question_free
+        self.context = ForwardContext()
+        self.layer_hooks = LayerHooks(decoder, backbone, self.context, runner, question_free)
+        windows = [spec.window for spec in self.layer_hooks.specs if spec.window is not None]
+        self.window = min(windows, default=None)
+
+    def register(self, patch: ModelPatch, entry: nn.Module, before_begin: Callable[..., Any] | None) -> None:
+        """Put the hooks on.
+
+        Args:
+            patch: Where the handles go.
+            entry: The module whose forward call shows the layout.
+            before_begin: A further hook on the decoder, which may change a prompt and its layout.
+        """
+        patch.handles.append(entry.register_forward_pre_hook(self.read_layout, with_kwargs=True))
+        if before_begin is not None:
+            patch.handles.append(self.decoder.register_forward_pre_hook(before_begin, with_kwargs=True))
+        patch.handles.append(self.decoder.register_forward_pre_hook(self.begin, with_kwargs=True))
+        patch.handles.append(self.decoder.register_forward_hook(self.end, with_kwargs=True, always_call=True))
+        self.layer_hooks.register(patch)
+
+    @property
+    def reading(self) -> bool:
+        """Return whether this forward call runs prompts without their questions."""
+        return self.question_free is not None and self.question_free.active
+
+    def read_layout(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read a new prompt's layout; place what follows a pruned prompt where it would stand without pruning."""
+        if self.reading:
+            return None
+        tokens, cache = prompt_tokens(args, kwargs), kv_cache.find(kwargs)
+        if not kv_cache.length(cache):
+            fixed = self.fixed_layout
+            self.context.layout = self.backbone.layout(self.model, kwargs) if fixed is None else fixed
+            if self.question_free is not None:
+                template = None if fixed else self.backbone.num_template_tokens(self.model, kwargs)
+                self.question_free.set_template(template)
+            return None
+        prompt = pruned_cache.find_prompt(cache, tokens)
+        if prompt is None:
+            return None
+        pruned_cache.place_tokens(kwargs, cache, prompt)
+        return args, kwargs
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Begin the decoder's forward call: of a prompt with a new state, of later tokens with a mask that fits."""
+        if self.reading:
+            return args, kwargs
+        tokens, cache, meter = prompt_tokens(args, kwargs), kv_cache.find(kwargs), self.runner.meter
+        # A keyboard interrupt may have left them.
+        self.context.prompt = self.context.pruned = None
+        if self.question_free is not None:
+            self.question_free.clear()
+        if kv_cache.length(cache):
+            meter.begin_decoder(meter.phase and "decode", tokens.device)
+            prompt = pruned_cache.find_prompt(cache, tokens)
+            if prompt is None:
+                return None
+            later = kv_cache.length(cache) + tokens.shape[1] - prompt.real.shape[1]
+            self._check_window(prompt.length + later)
+            pruned_cache.fit_mask(kwargs, cache, prompt)
+            return args, kwargs
+        pruned_cache.forget(cache)
+        layout, self.context.layout = self.context.layout, None
+        visual = layout is not None and any(layout)
+        meter.begin_decoder("prefill" if visual else None, tokens.device)
+        if layout is None:
+            return args, kwargs
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        state = self.context.prompt = PrefillState.from_layout(layout, tokens, mask, positions)
+        if visual:
+            if self.question_free is not None:
+                state.prior = self.question_free.run(kwargs, layout, tokens, state.last)
+            self.context.pruned = state
+            if self.plan:
+                self._check_window(tokens.shape[1])
+                state.added = self.backbone.added_features(kwargs)
+        return args, kwargs
+
+    def _check_window(self, length: int) -> None:
+        """Raise ValueError if so many tokens, the pruned ones included, are more than a layer's window."""
+        if self.window is not None and length > self.window:
+            raise ValueError(
+                f"prompt and answer have {length} tokens, but some layers see a window of {self.window}, and a prune "
+                "would change what lies in the window: allowed are shorter prompts and answers, and enabled=False"
+            )
+
+    def end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Count what the decoder's forward call took, and forget its state."""
+        if self.reading:
+            return
+        state, self.context.pruned, self.context.prompt = self.context.pruned, None, None
+        meter = self.runner.meter
+        if output is None or meter.phase is None:  # the call failed, or belongs to no prompt with visual tokens
+            return
+        meter.end_decoder()
+        if state is None:
+            batch, new = output[0].shape[:2]
+            meter.decoded(batch, new, kv_cache.length(kv_cache.find(kwargs)))

@@ -1,0 +1,157 @@
+"""Hooks on the layers of a stock decoder: they keep the reference, narrow arguments, prune and trim the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from strategy.backbone import Backbone
+from strategy.kernels import kv_cache
+from strategy.kernels.attention import attention_rows, gather_rows
+from strategy.pruning import narrowing, pruned_cache
+from strategy.pruning.context import ForwardContext
+from strategy.pruning.patch import ModelPatch
+from strategy.pruning.question_free import QuestionFreePass
+from strategy.pruning.stage import StageRunner
+
+
+class LayerHooks:
+    """The hooks on a decoder's layers.
+
+    Args:
+        decoder: The decoder.
+        backbone: Its family.
+        context: The forward call, which the hooks on the decoder itself begin and end.
+        runner: Runs the stages, and writes the record.
+        question_free: Runs prompts without their questions, for strategies that want it.
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        backbone: Backbone,
+        context: ForwardContext,
+        runner: StageRunner,
+        question_free: QuestionFreePass | None,
+    ) -> None:
+        self.decoder, self.backbone, self.context = decoder, backbone, context
+        self.runner, self.plan, self.question_free = runner, runner.plan, question_free
+        self.specs = backbone.layer_specs(decoder)
+
+    def register(self, patch: ModelPatch) -> None:
+        """Put the hooks on."""
+        for number, layer in enumerate(self.decoder.layers):
+            self._register_on_layer(patch, number, layer)
+        last = self.decoder.layers[-1]
+        patch.handles.append(last.register_forward_hook(self.finish_prefill, with_kwargs=True))
+
+    def _register_on_layer(self, patch: ModelPatch, number: int, layer: nn.Module) -> None:
+        if not self.plan:
+            return
+        if number == self.plan.reference:
+            patch.handles.append(layer.register_forward_pre_hook(self.keep_reference))
+        if number == self.plan.layers[0] == 0:
+            patch.handles.append(layer.register_forward_pre_hook(self.prune_input, with_kwargs=True))
+        if number >= self.plan.layers[0]:
+            patch.handles.append(layer.register_forward_pre_hook(self.narrow, with_kwargs=True))
+        stage = self.plan.layers.index(number + 1) if number + 1 in self.plan.layers else None
+        # The hook comes first, so that whoever records hidden states, as transformers 5 does by hooks, sees what is
+        # left. It is a partial of a method, since a closure would refer to these hooks in a copy of the model, too.
+        after = partial(self.prune_output, number, stage)
+        patch.handles.append(layer.register_forward_hook(after, with_kwargs=True, prepend=True))
+
+    def keep_reference(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep the input of the reference layer."""
+        if self.context.pruned is not None:
+            self.context.pruned.reference = args[0]
+
+    def prune_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Prune what enters the first layer."""
+        state = self.context.pruned
+        if state is None:
+            return None
+        with torch.no_grad():
+            return (self.runner.prune(state, 0, args[0]), *args[1:]), kwargs
+
+    def narrow(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Narrow a layer's keyword arguments to the tokens that are left."""
+        state = self.context.pruned
+        if state is None or state.layer_kwargs is None:
+            return None
+        mask_4d = "flash" not in self.decoder.config._attn_implementation
+        for name in narrowing.NAMES:
+            if name in kwargs:
+                kwargs[name] = state.layer_kwargs.narrow(name, kwargs[name], mask_4d)
+        return args, kwargs
+
+    def prune_output(
+        self,
+        number: int,
+        stage: int | None,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> Any:
+        """Prune behind a layer, if that is a stage, and then add what the stock loop would add."""
+        if stage == 0 and self.question_free is not None and self.question_free.active:
+            with torch.no_grad(), self.runner.meter.scoring("question-free", args[0].shape):
+                attention = self._attention(number, args[0], kwargs, self.question_free.last)
+            self.question_free.capture(attention)
+            return None
+        state = self.context.pruned
+        if state is None:
+            return None
+        hidden, *others = output if isinstance(output, tuple) else (output,)
+        if stage is not None:
+            state.to_device(hidden.device)
+            state.projects_keys = kv_cache.find(kwargs) is None
+            with torch.no_grad():
+                hidden = self.runner.prune(state, stage, hidden, partial(self._attention, number, args[0], kwargs))
+        if number < len(state.added):
+            hidden = hidden + state.remaining_rows(state.added[number]).to(hidden)
+        return (hidden, *others) if isinstance(output, tuple) else hidden
+
+    def _attention(
+        self,
+        number: int,
+        before: Tensor,
+        kwargs: dict[str, Any],
+        query_positions: Tensor,
+        select: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> Tensor:
+        """Return the attention [G, heads, R, L] of some tokens in a layer.
+
+        Args:
+            number: The layer.
+            before: Its input [B, L, C].
+            kwargs: Its keyword arguments.
+            query_positions: Sequence indices [G, R] of the tokens.
+            select: Picks the samples meant out of [B or 1, ...].
+        """
+        layer, spec, cache = self.decoder.layers[number], self.specs[number], kv_cache.find(kwargs)
+        keys = None if cache is None else select(kv_cache.read(cache, number)[0])
+        # Where layers lie on several devices, a layer's arguments may come from the device of another one.
+        cos, sin = (select(table.to(before.device)) for table in self.backbone.rotary(layer, kwargs))
+        mask = kwargs.get("attention_mask")
+        mask = None if mask is None else select(mask.to(before.device))
+        return attention_rows(layer, spec, select(before), query_positions, (cos, sin), keys, mask)
+
+    def finish_prefill(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Trim the cache of every layer to what is left at the end, and write the record."""
+        state, cache = self.context.pruned, kv_cache.find(kwargs)
+        if state is None:
+            return
+        if self.plan:
+            hidden = output[0] if isinstance(output, tuple) else output
+            state.to_device(hidden.device)
+            last = gather_rows(hidden, state.last_positions(hidden.shape[1]))
+            state.finite = state.finite & last.isfinite().all()
+        samples = self.runner.finish(state)
+        if cache is not None:
+            size = pruned_cache.trim(cache, len(self.decoder.layers), state)
+            self.runner.record.add_cache(samples, kv_cache.length(cache), size)

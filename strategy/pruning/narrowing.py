@@ -1,0 +1,71 @@
+"""Keyword arguments of a stock decoder layer, made for the whole prompt, for the tokens that are left."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMES = ("attention_mask", "position_ids", "position_embeddings", "cache_position")
+
+
+class LayerKwargs:
+    """Narrows the keyword arguments of decoder layers between two prunes.
+
+    Args:
+        index: What is left [B, L], as indices of the whole prompt.
+        padding: [B, L], True where a sample that lost more tokens than another is padded; None if nowhere.
+    """
+
+    def __init__(self, index: Tensor, padding: Tensor | None) -> None:
+        self.index, self.padding = index, padding
+        self.narrowed: dict[str, tuple[Any, Any]] = {}
+
+    def narrow(self, name: str, given: Any, mask_4d: bool) -> Any:
+        """Narrow one argument.
+
+        Args:
+            name: The argument, one of `NAMES`.
+            given: Its value for the whole prompt.
+            mask_4d: Whether the attention takes [B, 1, L, L] where a mask is needed and none was given.
+        """
+        known, narrowed = self.narrowed.get(name, (self, None))
+        # The decoder's loop passes the same objects to all layers, so narrowing them once for each stage is enough.
+        if known is not given:
+            narrowed = self._narrow(name, given, mask_4d)
+            self.narrowed[name] = (given, narrowed)
+        return narrowed
+
+    def _narrow(self, name: str, given: Any, mask_4d: bool) -> Any:
+        if name == "attention_mask":
+            return self._narrow_mask(given, mask_4d)
+        if given is None:
+            return None
+        # Where layers lie on several devices, their arguments stay on the device of the prompt.
+        index = self.index.to(given[0].device)
+        if name == "cache_position":
+            return given[: index.shape[1]]
+        if name == "position_ids":
+            return given.take_along_dim(index[(None,) * (given.dim() - 2)], -1)
+        return tuple(table.take_along_dim(index[(None,) * (table.dim() - 3)][..., None], -2) for table in given)
+
+    def _narrow_mask(self, given: Tensor | None, mask_4d: bool) -> Tensor | None:
+        device = self.index.device if given is None else given.device
+        index, padding = self.index.to(device), None if self.padding is None else self.padding.to(device)
+        if given is None:
+            if padding is None:
+                return None
+            if not mask_4d:
+                return ~padding
+            seen = torch.ones(index.shape[1], index.shape[1], dtype=torch.bool, device=device).tril()
+            mask = seen.expand(len(index), 1, -1, -1)
+        elif given.dim() == 2:
+            mask = given.gather(1, index)
+            return mask if padding is None else mask.masked_fill(padding, 0)
+        else:
+            mask = given.take_along_dim(index[:, None, :, None], -2).take_along_dim(index[:, None, None], -1)
+        if padding is None:
+            return mask
+        # A row that sees nothing would be NaN, and NaN spreads; therefore padding sees itself.
+        itself = torch.eye(index.shape[1], dtype=torch.bool, device=device)
+        hidden = padding[:, None, None] & ~itself
+        return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)

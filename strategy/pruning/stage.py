@@ -1,0 +1,178 @@
+"""One stage: score the visual tokens, select, merge, and drop the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from strategy.base import Strategy, View
+from strategy.distributed.collectives import all_gather_heads, broadcast_first
+from strategy.kernels.attention import attention_to, gather_rows
+from strategy.kernels.selection import all_finite, select_top
+from strategy.metrics.meter import CostMeter
+from strategy.metrics.record import Stage
+from strategy.plan import Plan
+from strategy.pruning.state import PrefillState, SampleGroup
+
+Watch = Callable[[View, Tensor, Tensor], None]
+"""Called at each stage for each group of samples with their view, their scores [G, N] and the kept tokens [G, K]."""
+
+AttentionFn = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""Computes attention [G, heads, R, L] of tokens at sequence indices [G, R], given what picks their samples."""
+
+
+class StageRunner:
+    """Prunes hidden states between two layers; the stock layers and the fused ones share it.
+
+    Args:
+        strategy: Scores the visual tokens; None for an unpruned model.
+        plan: Where it prunes; None for an unpruned model.
+        meter: Counts the costs, into its record.
+        tp_group: The ranks that the decoder's heads are split over, or None.
+        watch: See `Watch`; what it does is not counted.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy | None,
+        plan: Plan | None,
+        meter: CostMeter,
+        tp_group: ProcessGroup | None,
+        watch: Watch | None,
+    ) -> None:
+        self.strategy, self.plan, self.meter, self.tp_group, self.watch = strategy, plan, meter, tp_group, watch
+        self.record = meter.record
+
+    def prune(self, state: PrefillState, stage: int, hidden: Tensor, attention_fn: AttentionFn | None = None) -> Tensor:
+        """Return what a stage keeps of hidden states [B, L, C].
+
+        Args:
+            state: The state of the forward call.
+            stage: The stage, counted from 0.
+            hidden: The output of the layer before, or the input of the first layer.
+            attention_fn: The attention of that layer; None before the first layer.
+        """
+        assert self.plan
+        since = self.record.clock.start(hidden.device)
+        before = sum(group.original_index.numel() for group in state.groups)
+        stays = []
+        for group in state.groups:
+            keep = self.plan.kept(group.num_visual)[stage]
+            offset = hidden.shape[1] - group.remaining.shape[1]
+            if keep < group.original_index.shape[1]:
+                view = self._view(state, group, stage, keep, hidden, attention_fn)
+                hidden, scores, chosen = self._select(state, group, view, hidden)
+                if self.watch:
+                    self.record.clock.stop("scoring", since)
+                    self.watch(view, scores, chosen)
+                    since = self.record.clock.start(hidden.device)
+                stay = group.keep(chosen)
+            else:
+                stay = torch.arange(group.remaining.shape[1], device=hidden.device).expand(len(group.samples), -1)
+            stays.append(stay + offset if offset else stay)
+        after = sum(group.original_index.numel() for group in state.groups)
+        state.stages.append(Stage(self.plan.layers[stage], before, after, state.kept()))
+        hidden = state.prune(stays, hidden) if after < before else hidden
+        self.record.clock.stop("scoring", since)
+        return hidden
+
+    def _select(
+        self, state: PrefillState, group: SampleGroup, view: View, hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the hidden states with the merged tokens, the scores [G, N] and the kept tokens [G, K]."""
+        assert self.strategy
+        shapes = (group.grids, view.visual.shape, view.question.shape, hidden.shape[1:])
+        with self.meter.scoring(view.stage, view.keep, state.projects_keys, *shapes):
+            scores = self._checked("score", self.strategy.score(view), view.visual.shape)
+            scores = broadcast_first(scores, self.tp_group)
+            chosen = select_top(scores, view.keep)
+            weights = self.strategy.merge(view, chosen)
+            if weights is not None:
+                weights = self._checked("merge", weights, (*chosen.shape, view.visual.shape[1]))
+                weights = broadcast_first(weights, self.tp_group)
+                merged = (weights @ view.features.float()).to(hidden.dtype)
+                positions = view.visual.gather(1, chosen)
+                hidden = hidden.index_put((group.batch_index[:, None].expand_as(positions), positions), merged)
+        # At later stages, features that are not finite show in the scores, or at the end.
+        state.finite = state.finite & all_finite(scores, None if view.stage else view.features)
+        return hidden, scores, chosen
+
+    def _checked(self, method: str, returned: Any, shape: Sequence[int]) -> Tensor:
+        """Return what a strategy's method returned, in float32; ValueError if it has not the shape that is wanted."""
+        found = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
+        if found != list(shape):
+            raise ValueError(f"{self.record.strategy}: {method}() returned {found}, want a tensor {list(shape)}")
+        return returned.float()
+
+    def _view(
+        self,
+        state: PrefillState,
+        group: SampleGroup,
+        stage: int,
+        keep: int,
+        hidden: Tensor,
+        attention_fn: AttentionFn | None,
+    ) -> View:
+        offset = hidden.shape[1] - group.remaining.shape[1]
+
+        def shifted(positions: Tensor) -> Tensor:
+            return positions + offset if offset else positions
+
+        visual = shifted(group.visual)
+
+        def attention(query_positions: Tensor) -> Tensor:
+            if attention_fn is None:
+                raise ValueError(f"{self.record.strategy} asks for attention, which nothing pays before layer 0")
+            weights = attention_fn(query_positions, lambda x: state.select(group, x.to(hidden.device)))
+            return all_gather_heads(attention_to(weights, visual), self.tp_group)
+
+        def reference_at(positions: Tensor) -> Tensor:
+            if state.reference is None:
+                raise ValueError(f"{self.record.strategy} asks for a reference, but its plan names no reference layer")
+            return gather_rows(state.select(group, state.reference), group.remaining.gather(1, positions - offset))
+
+        prior = None
+        if state.prior is not None:
+            # Up to the last visual token, both prompts are the same.
+            positions = group.remaining.gather(1, group.visual)
+            prior = state.select(group, state.prior)
+            prior = prior.gather(2, positions[:, None].expand(-1, prior.shape[1], -1))
+            prior = all_gather_heads(prior, self.tp_group)
+        return View(
+            stage=stage,
+            samples=tuple(group.samples),
+            keep=keep,
+            grids=group.grids,
+            on_grid=group.on_grid,
+            visual=visual,
+            last=state.select(group, state.last_positions(hidden.shape[1])),
+            question=shifted(group.text[:, -group.question_mask.shape[1] :]),
+            asked=group.question_mask,
+            features_at=lambda positions: gather_rows(state.select(group, hidden), positions),
+            reference_at=reference_at,
+            attention=attention,
+            prior=prior,
+            memo=group.memo,
+        )
+
+    def finish(self, state: PrefillState) -> int:
+        """Write a finished prefill into the record, and return how many of its samples have visual tokens.
+
+        Raises:
+            ValueError: Features or scores are not finite.
+        """
+        if not state.finite:
+            raise ValueError(
+                "the features of visual tokens or of what follows them are not finite, or scores of "
+                f"{self.record.strategy} are NaN: look at the pictures, the weights and the options, or compute in "
+                "bfloat16 or float32, which overflow later than float16"
+            )
+        visual = [group.num_visual for group in state.groups for _ in group.samples if group.num_visual]
+        batch, depth = len(state.real), self.record.depth
+        self.record.add_stages(batch, visual, state.stages)
+        self.meter.prefill(batch, [state.length_after(state.prunes_before(number)) for number in range(depth)])
+        return len(visual)
