@@ -119,6 +119,22 @@ def test_answers_and_records_are_those_of_the_stock_loop(asked, ran, device, nam
     assert ran["decode"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("mixed", "prefill: stock prefill (the visual tokens of the prompts lie on different grids)"),
+        ("text", "prefill: stock prefill (no prompt has visual tokens)"),
+    ],
+)
+def test_the_record_and_the_log_say_why_a_program_was_not_used(asked, caplog, kind, line):
+    if kind not in asked.prompts:
+        pytest.skip("this backbone has no such prompts")
+    with caplog.at_level("INFO", "strategy.graph"):
+        _, run = answered(asked, kind, 2)
+    assert f"2 x {line}" in run.graph_report().splitlines()
+    assert [record.getMessage() for record in caplog.records if record.name == "strategy.graph"].count(line) == 1
+
+
 @contextmanager
 def tracing() -> Iterator[None]:
     """What is fused on a GPU is traced as it is there, and its operations run one by one."""
