@@ -1,5 +1,6 @@
-"""Whatever the documents tell people to type is run here, or parsed by what would run it."""
+"""Commands and Python of the documents are run here, or parsed by the code that would run them."""
 
+import argparse
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ import sys
 import pytest
 import tomllib
 import torch
-from documents import COMMANDS, DOCUMENTS, ROOT, blocks, commands, evaluations
+from documents import COMMANDS, DOCS, DOCUMENTS, READMES, ROOT, anchors, blocks, commands, evaluations, table
 from lmms_eval.__main__ import parse_eval_args
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import simple_parse_args_string
@@ -20,23 +21,50 @@ from transformers import LlamaConfig, LlamaModel
 import strategy
 import training
 from benchmarks import scaling, speed
-from comparison import compare
+from comparison import compare, look
 from llava.lmms_eval_model import ARGUMENTS
-from strategy import registry
+from strategy import backbone, registry
+from strategy.config import describe_options, field_names, strategy_options
+
+# Words that tell the kinds of commands apart, each kind parsed by a test here or, for a backbone's own, beside that
+# backbone's tests.
+PARSED = ("lmms_eval", "compare", "look", "speed", "benchmarks.scaling", "run_inference_video_qa.py", "eval_video_qa.py")
+FACTS = strategy.Facts(depth=32, nominal_tokens=576)  # those of LLaVA-1.5-7B
 
 
-def test_every_documented_command_is_of_a_kind_that_is_tried_here():
+def test_every_documented_command_is_of_a_kind_that_is_tried():
     for document, words in COMMANDS:
-        assert words[0] in ("pip", "nox", "python"), f"{document}: {shlex.join(words)}"
+        if words[0] == "pip":  # as CI does
+            assert words == ["pip", "install", "nox[uv]"], document
+            continue
+        assert words[0] in ("nox", "python"), f"{document}: {shlex.join(words)}"
+        if words[0] == "python" or "--" in words:
+            given = [word.rpartition("/")[2] for word in words]
+            # The demos take the name of a backbone, and CI runs one.
+            known = [word for word in given if word in PARSED or word.startswith("train_") or "demo" in words]
+            assert known, f"{document}: {shlex.join(words)}"
+        else:
+            assert words[1:2] in ([], ["-s"]), f"{document}: {shlex.join(words)}"
 
 
 def test_documented_sessions_exist():
     noxfile = (ROOT / "noxfile.py").read_text()
     sessions = set(re.findall(r"^def (\w+)\(session|^    \"(\w+)\": Backbone", noxfile, re.MULTILINE))
     sessions = {name for names in sessions for name in names if name}
-    named = {words[2] for _, words in COMMANDS if words[:2] == ["nox", "-s"]}
+    given = [words[2 : words.index("--") if "--" in words else None] for _, words in COMMANDS if words[:2] == ["nox", "-s"]]
+    named = {name for names in given for name in names}
     assert named
     assert named <= sessions
+
+
+def test_documented_demos_name_a_backbone():
+    backbones = re.findall(r"^    \"(\w+)\": Backbone", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
+    demos = [words for words in commands("demo") if "--" in words]
+    inline = [
+        shlex.split(command) for d in DOCUMENTS for command in re.findall(r"`(nox -s demo -- \w+)`", d.read_text())
+    ]
+    assert inline
+    assert {words[-1] for words in (*demos, *inline)} <= set(backbones)
 
 
 @pytest.mark.parametrize("words", evaluations("llava_vtr"), ids=lambda words: words[3][-60:])
@@ -50,19 +78,30 @@ def test_documented_evaluations_are_understood(words, monkeypatch):
     assert set(options.tasks.split(",")) <= set(known)
 
 
-def test_documented_python_runs_and_its_strategy_prunes(monkeypatch):
+def test_documented_python_runs_and_its_strategy_prunes(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(registry, "_strategies", dict(registry._strategies))
-    for document, block in blocks("python"):
-        # These have tests of their own, the first two in their own environments.
-        if document.parent.parent.name in ("image", "video") or document.name == "ADDING_A_STRATEGY.md":
+    monkeypatch.setattr(backbone, "_backbones", dict(backbone._backbones))
+    shared = {}
+    for document, block in sorted(blocks("python"), key=lambda pair: pair[0].name != "quickstart.md"):
+        # These have tests of their own, the first three in other environments.
+        other = document.parent.parent.name in ("image", "video") or document.name == "adding_a_backbone.md"
+        if other or '@register("change")' in block:
             continue
-        exec(compile(block, str(document), "exec"), {"__name__": "documented"})
+        # The quickstart comes first and loads the model and the inputs that other documents take as given.
+        names = {"__name__": "documented", **{name: shared[name] for name in ("model", "inputs") if name in shared}}
+        exec(compile(block, str(document), "exec"), names)
+        shared |= names
+    assert capsys.readouterr().out.count("clse: prune layers [1, 4, 8], 576 visual tokens kept 330/210/62") == 2
+    text = {"input_ids": shared["inputs"]["input_ids"].clamp(min=0)}
+    assert shared["why_no_graph"](shared["model"], text) == "1 x prefill: stock prefill (no prompt has visual tokens)"
     decoder = LlamaModel(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=16, num_attention_heads=2))
-    config = strategy.VTRConfig(strategy="attention", keep_tokens=9)
+    config = strategy.VTRConfig(strategy="attention", keep_tokens=9, head_choice="max")
     with strategy.prune(decoder, config, backbone="llava", layout=[[(2, (1, 8, 8))]]) as run:
         decoder(inputs_embeds=torch.randn(1, 70, 16))
     assert [stage.after for stage in run.stages] == [15, 9, 2]
+    with pytest.raises(ValueError, match="clse does not use it: leave it out, or choose attention"):
+        strategy.VTRConfig(head_choice="max")
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2", "qwen3", "video"])
@@ -75,7 +114,7 @@ def test_the_documented_training_is_understood(monkeypatch, name):
 
 
 def test_a_documented_strategy_is_one_short_file_that_the_matrix_tests(tmp_path):
-    [block] = [block for document, block in blocks("python") if document.name == "ADDING_A_STRATEGY.md"]
+    [block] = [block for _, block in blocks("python") if '@register("change")' in block]
     assert len(block.splitlines()) < 40
     for folder in ("strategy", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
@@ -113,20 +152,91 @@ def test_documented_measurements_on_several_gpus_are_understood(words, monkeypat
     assert scaling.parse(launched.training_script_args).backbone.startswith(words[2])
 
 
-def test_the_tables_of_knobs_and_strategies_are_complete():
-    readme = DOCUMENTS[0].read_text()
-    for name in strategy.config.field_names():
-        assert f"| `{name}` |" in readme
-    for name in strategy.available():
-        assert f"| `{name}` |" in readme
+@pytest.mark.parametrize("words", commands("look"), ids=lambda words: words[2])
+def test_documented_looks_are_understood(words, monkeypatch):
+    arguments = words[words.index("look") + 1 :]
+    parse_args, parsed = argparse.ArgumentParser.parse_args, []
+
+    def stop(parser):
+        parsed.append(parse_args(parser))
+        raise InterruptedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", ["look", "--model", "m", "--pretrained", "p", *arguments])
+    with pytest.raises(InterruptedError):
+        look.main()
+    [given] = parsed
+    strategy.VTRConfig(**{name: getattr(given, name) for name in field_names() if hasattr(given, name)})
+    assert (ROOT / given.image).is_file()
+
+
+def option_rows():
+    """Return the rows of the table of options, as the code declares them."""
+    users = strategy_options()
+    return [
+        f"| `{name}` | {'none' if default is None else f'`{default}`'} | "
+        f"{', '.join(f'`{user}`' for user in users[name]) if name in users else 'all'} | {sentence} |"
+        for name, (default, sentence) in describe_options().items()
+    ]
+
+
+def strategy_cells():
+    """Return the first and the last two cells of each row of the table of strategies, as their plans are."""
+    plans = {name: registry.get(name)(strategy.VTRConfig(strategy=name)).plan(FACTS) for name in strategy.available()}
+    return {
+        f"`{name}`": [", ".join(map(str, plan.layers)), "/".join(map(str, plan.kept(FACTS.nominal_tokens)))]
+        for name, plan in plans.items()
+    }
+
+
+def test_the_table_of_options_is_complete():
+    assert table(ROOT / "docs/options.md", "| option |") == option_rows()
+
+
+def test_the_table_of_strategies_is_complete():
+    rows = [row.strip("| ").split(" | ") for row in table(ROOT / "docs/strategies.md", "| strategy |")]
+    assert {row[0]: row[-2:] for row in rows} == strategy_cells()
+    assert all(len(row) == 5 and all(row) for row in rows)
+
+
+def test_the_table_of_arguments_is_complete():
+    readme = (ROOT / "image/LLaVA/README.md").read_text()
     for name in ARGUMENTS:
-        assert f"| `{name}` |" in DOCUMENTS[1].read_text()
+        assert f"| `{name}` |" in readme
+
+
+def test_documented_errors_are_those_of_the_code():
+    with pytest.raises(ValueError, match="does not use it") as error:
+        strategy.VTRConfig(query_aggregation="last")
+    assert f"```text\n{error.value}\n```" in (ROOT / "docs/options.md").read_text()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1000
+
+
+def test_every_document_can_be_reached_from_the_readme():
+    reached, new = set(), {ROOT / "README.md"}
+    while new:
+        reached |= new
+        new = {
+            (document.parent / target).resolve()
+            for document in new
+            for target in re.findall(r"\]\(([^)#:]+\.md)[^):]*\)", document.read_text())
+        }
+        new = (new & set(DOCUMENTS)) - reached
+    assert reached == set(DOCUMENTS)
 
 
 def test_links_lead_somewhere():
-    for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+    links = 0
+    for document in (*ROOT.glob("*.md"), *READMES[1:], *DOCS):
+        for target, _, anchor in re.findall(r"\]\(([^)#:\s]*)(#([^)\s]*))?\)", document.read_text()):
+            place = (document.parent / target).resolve() if target else document
+            assert place.exists(), f"{document.name}: {target}"
+            assert not anchor or anchor in anchors(place), f"{document.name}: {target}#{anchor}"
+            links += 1
+    assert links > 100
 
 
 @pytest.mark.parametrize("folder", [".", "image/LLaVA", "image/Qwen2-VL", "image/Qwen3-VL", "video/Video-LLaVA"])

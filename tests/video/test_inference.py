@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from documents import scripts
 
 import strategy
 import world
@@ -175,6 +176,15 @@ def test_documented_commands_are_understood(monkeypatch):
         else:
             assert eval_video_qa.parse(words)[1].pred_path
     assert len(seen) == 2
+
+
+def test_commands_documented_from_the_root_are_understood():
+    for script, words in scripts("run_inference_video_qa.py"):
+        assert (ROOT / script).is_file()
+        assert parse(words).vtr_keep_tokens == "64"
+    for script, words in scripts("eval_video_qa.py"):
+        assert (ROOT / script).is_file()
+        assert eval_video_qa.parse(words)[1].pred_path
 
 
 def test_every_flag_is_in_the_table():
