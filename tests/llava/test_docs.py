@@ -26,9 +26,10 @@ from llava.lmms_eval_model import ARGUMENTS
 from strategy import backbone, registry
 from strategy.config import describe_options, field_names, strategy_options
 
-# Words that tell the kinds of commands apart, each kind parsed by a test here or, for a backbone's own, beside that
-# backbone's tests.
-PARSED = ("lmms_eval", "compare", "look", "speed", "benchmarks.scaling", "run_inference_video_qa.py", "eval_video_qa.py")
+# A command has one of these words, or names a script of training. Each kind is parsed by a test here, or by one of the
+# backbone's own tests.
+PARSED = {"demo", "lmms_eval", "compare", "look", "speed", "benchmarks.scaling"}
+PARSED |= {"run_inference_video_qa.py", "eval_video_qa.py"}
 FACTS = strategy.Facts(depth=32, nominal_tokens=576)  # those of LLaVA-1.5-7B
 
 
@@ -39,10 +40,9 @@ def test_every_documented_command_is_of_a_kind_that_is_tried():
             continue
         assert words[0] in ("nox", "python"), f"{document}: {shlex.join(words)}"
         if words[0] == "python" or "--" in words:
-            given = [word.rpartition("/")[2] for word in words]
-            # The demos take the name of a backbone, and CI runs one.
-            known = [word for word in given if word in PARSED or word.startswith("train_") or "demo" in words]
-            assert known, f"{document}: {shlex.join(words)}"
+            given = {word.rpartition("/")[2] for word in words}
+            training = any(word.startswith("train_") for word in given)
+            assert given & PARSED or training, f"{document}: {shlex.join(words)}"
         else:
             assert words[1:2] in ([], ["-s"]), f"{document}: {shlex.join(words)}"
 
@@ -51,8 +51,10 @@ def test_documented_sessions_exist():
     noxfile = (ROOT / "noxfile.py").read_text()
     sessions = set(re.findall(r"^def (\w+)\(session|^    \"(\w+)\": Backbone", noxfile, re.MULTILINE))
     sessions = {name for names in sessions for name in names if name}
-    given = [words[2 : words.index("--") if "--" in words else None] for _, words in COMMANDS if words[:2] == ["nox", "-s"]]
-    named = {name for names in given for name in names}
+    named = set()
+    for _, words in COMMANDS:
+        if words[:2] == ["nox", "-s"]:
+            named |= set(words[2 : words.index("--") if "--" in words else None])
     assert named
     assert named <= sessions
 
