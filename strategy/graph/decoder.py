@@ -235,26 +235,13 @@ class FusedDecoder:
                 # The side stream still reads the tensors of `written`, which are kept until it has been waited for.
                 written, computed = computed, []
                 with self.side_stream.scope():
-                    self._write_cache(cache, state, written)
+                    _write_cache(cache, state, written)
         last_positions = state.last_positions(x.shape[1])
         last = gather_rows(x, last_positions)
         cache.slot.copy_(last_positions[:, 0] + 1)
         cache.position.copy_(state.position[:, 0])
         finite = state.finite & last.isfinite().all() if plan else state.finite
         return self._final_norm(last), finite, kept
-
-    def _write_cache(
-        self, cache: StaticKVCache, state: PrefillState, layers: Sequence[tuple[int, Tensor, Tensor]]
-    ) -> None:
-        """Write what is left of the keys and values of some layers into their slots."""
-        prunes = [state.prunes_before(number) for number, _, _ in layers]
-        positions = {count: state.cache_positions(count) for count in set(prunes)}
-        for count, (number, keys, values) in zip(prunes, layers, strict=True):
-            left = positions[count]
-            if left is None:
-                cache.fill(number, keys, values)
-            else:
-                llama_layer.write_cache(*cache.layers[number], keys, values, left)
 
     def _decode_program(self, cache: StaticKVCache) -> None:
         x = self.model.get_input_embeddings().forward(cache.token[:, None])
@@ -268,6 +255,18 @@ class FusedDecoder:
     def _final_norm(self, x: Tensor) -> Tensor:
         norm = self.decoder.norm
         return llama_layer.rms_norm(x, norm.weight, norm.variance_epsilon)
+
+
+def _write_cache(cache: StaticKVCache, state: PrefillState, layers: Sequence[tuple[int, Tensor, Tensor]]) -> None:
+    """Write what is left of the keys and values of some layers into their slots."""
+    prunes = [state.prunes_before(number) for number, _, _ in layers]
+    positions = {count: state.cache_positions(count) for count in set(prunes)}
+    for count, (number, keys, values) in zip(prunes, layers, strict=True):
+        left = positions[count]
+        if left is None:
+            cache.fill(number, keys, values)
+        else:
+            llama_layer.write_cache(*cache.layers[number], keys, values, left)
 
 
 def _attention_fn(queries: Tensor, keys: Tensor, shape: llama_layer.LayerShape) -> Any:
