@@ -56,7 +56,16 @@ def attention_rows(
 
     Returns:
         Attention after the softmax, float32 [B, heads, R, L].
+
+    Raises:
+        ValueError: The layer computes its attention in another way than this function.
     """
+    if spec.attention not in ("full", "window") or spec.rotary != "half":
+        raise ValueError(
+            f"a {type(layer).__name__} with {spec.attention} attention and rotary embedding {spec.rotary}: attention "
+            "rows are computed for full or window attention with rotary embedding half; prune behind another layer, or "
+            "choose a strategy that uses no attention"
+        )
     cos, sin = rotary
     queries = _project(layer, spec, spec.query, spec.query_norm, gather_rows(hidden, query_positions))
     queries = apply_rotary(queries, gather_rows(cos, query_positions), gather_rows(sin, query_positions))

@@ -120,7 +120,8 @@ class PruningHooks:
                 state.prior = self.question_free.run(kwargs, layout, tokens, state.last)
             self.context.pruned = state
             if self.plan:
-                self._check_window(tokens.shape[1])
+                # An answer has a token at least, and a cache with a window holds one token less than the window.
+                self._check_window(tokens.shape[1] + 1)
                 state.added = self.backbone.added_features(kwargs)
         return args, kwargs
 
