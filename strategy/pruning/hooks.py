@@ -120,17 +120,18 @@ class PruningHooks:
                 state.prior = self.question_free.run(kwargs, layout, tokens, state.last)
             self.context.pruned = state
             if self.plan:
-                # An answer has a token at least, and a cache with a window holds one token less than the window.
-                self._check_window(tokens.shape[1] + 1)
+                # A cache with a window holds one token less than the window.
+                self._check_window(tokens.shape[1], spare=1)
                 state.added = self.backbone.added_features(kwargs)
         return args, kwargs
 
-    def _check_window(self, length: int) -> None:
-        """Raise ValueError if so many tokens, the pruned ones included, are more than a layer's window."""
-        if self.window is not None and length > self.window:
+    def _check_window(self, length: int, spare: int = 0) -> None:
+        """Raise ValueError if so many tokens, the pruned ones included, and `spare` are more than a layer's window."""
+        if self.window is not None and length + spare > self.window:
             raise ValueError(
                 f"prompt and answer have {length} tokens, but some layers see a window of {self.window}, and a prune "
-                "would change what lies in the window: allowed are shorter prompts and answers, and enabled=False"
+                f"would change what lies in the window: allowed are prompts of fewer than {self.window} tokens, "
+                f"{self.window} tokens with the answer, and enabled=False"
             )
 
     def end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -139,7 +139,7 @@ def test_a_prompt_must_leave_room_in_the_window(more):
             assert answers(model, given, 2).shape == (2, 2)
             assert run.stages[-1].after == 10
         else:
-            with pytest.raises(ValueError, match=r"allowed are shorter prompts and answers, and enabled=False"):
+            with pytest.raises(ValueError, match=f"allowed are prompts of fewer than {WINDOW} tokens"):
                 answers(model, given, 1)
 
 
