@@ -40,10 +40,10 @@ TOKENIZER = {
     "model_max_length": 4096,
 }
 DECODER = {
-    "hidden_size": 192,
-    "intermediate_size": 480,
+    "hidden_size": 128,
+    "intermediate_size": 160,
     "num_hidden_layers": 12,
-    "num_attention_heads": 6,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
 }

@@ -21,7 +21,7 @@ import training
 
 # The slowest rates belong to the columns: at the usual base they could not tell one from the next.
 ROTARY = {"rope_theta": 50.0, "rope_scaling": {"rope_type": "default", "mrope_section": [4, 6, 6]}}
-TOWER = {"depth": 5, "embed_dim": 160, "hidden_size": 192, "num_heads": 5}
+TOWER = {"depth": 5, "embed_dim": 96, "hidden_size": qwen.DECODER["hidden_size"], "num_heads": 3, "mlp_ratio": 3}
 
 
 def load_processor(folder: Path) -> Qwen2VLProcessor:
@@ -41,12 +41,12 @@ class Qwen2Student(qwen.QwenStudent):
     ask for each visual token's row and column after the third layer.
     """
 
-    visual_width = 192
+    visual_width = qwen.DECODER["hidden_size"]
 
     def __init__(self, processor: Qwen2VLProcessor) -> None:
         model = qwen.build(Qwen2VLForConditionalGeneration, Qwen2VLConfig, processor.tokenizer, ROTARY, TOWER)
         super().__init__(model, processor, apply_rotary_pos_emb_vision)
-        self.lines = nn.ModuleList(nn.Linear(192, max(max(self.grids))) for _ in range(2))
+        self.lines = nn.ModuleList(nn.Linear(self.visual_width, max(max(self.grids))) for _ in range(2))
         self.listen_to(self.model.model.language_model.layers[2])
 
     def examine(self, before: int, places: tuple[Tensor, ...]) -> None:
@@ -65,7 +65,7 @@ class Qwen2Student(qwen.QwenStudent):
 
 def main() -> None:
     """Train and export."""
-    options = training.options(__doc__, answer_steps=1950)
+    options = training.options(__doc__, answer_steps=2963)
     torch.manual_seed(0)
     training.Run(Qwen2Student(load_processor(Path(options.work))), options).train()
 

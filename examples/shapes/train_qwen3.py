@@ -24,11 +24,11 @@ ROTARY = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [6, 5, 5]},
 }
 TOWER = {
-    "depth": 6,
-    "hidden_size": 128,
-    "intermediate_size": 512,
-    "num_heads": 4,
-    "out_hidden_size": 192,
+    "depth": 5,
+    "hidden_size": 80,
+    "intermediate_size": 256,
+    "num_heads": 5,
+    "out_hidden_size": qwen.DECODER["hidden_size"],
     "num_position_embeddings": SIDE**2,
     "deepstack_visual_indexes": [1, 2, 4],
 }
@@ -50,7 +50,7 @@ def load_processor(folder: Path) -> Qwen3VLProcessor:
 class Qwen3Student(qwen.QwenStudent):
     """The features are the decoder's visual embeddings and, beside them, DeepStack's."""
 
-    visual_width = 4 * 192
+    visual_width = 4 * qwen.DECODER["hidden_size"]
 
     def __init__(self, processor: Qwen3VLProcessor) -> None:
         model = qwen.build(Qwen3VLForConditionalGeneration, Qwen3VLConfig, processor.tokenizer, ROTARY, TOWER)
@@ -71,7 +71,7 @@ class Qwen3Student(qwen.QwenStudent):
 
 def main() -> None:
     """Train and export."""
-    options = training.options(__doc__, answer_steps=1750)
+    options = training.options(__doc__, answer_steps=2465)
     torch.manual_seed(0)
     training.Run(Qwen3Student(load_processor(Path(options.work))), options).train()
 

@@ -15,7 +15,7 @@ import world
 
 # Heads are 64 wide, as in every CLIP: that is how a loader knows how many there are.
 TOWER = CLIPVisionConfig(
-    hidden_size=128, intermediate_size=512, num_hidden_layers=5, num_attention_heads=2, image_size=224, patch_size=14
+    hidden_size=128, intermediate_size=192, num_hidden_layers=4, num_attention_heads=2, image_size=224, patch_size=14
 )
 
 LATE = 5  # frames after which every object was long enough there to be seen moving
@@ -42,7 +42,13 @@ class VideoStudent(train_llava.LlavaStudent):
     visual_width = TOWER.hidden_size
     frames = clips.FRAMES
     tower_config = TOWER
-    decoder_config = train_llava.DECODER | {"max_position_embeddings": 4096}
+    decoder_config = train_llava.DECODER | {
+        "hidden_size": 128,
+        "intermediate_size": 160,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+    }
 
     def __init__(self, tokenizer: LlamaTokenizer) -> None:
         super().__init__(tokenizer)
@@ -89,7 +95,7 @@ class VideoStudent(train_llava.LlavaStudent):
 
 def main() -> None:
     """Train and export."""
-    options = training.options(__doc__, batch=32, answer_steps=2434)
+    options = training.options(__doc__, batch=32, answer_steps=2513)
     torch.manual_seed(0)
     training.Run(VideoStudent(train_llava.load_tokenizer(Path(options.work), asked)), options).train()
 
