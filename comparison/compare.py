@@ -1,7 +1,7 @@
 """Evaluate strategies at several budgets on a task, and write a table, a CSV and a report.
 
-Runs that are stored already are not made again: after a stop, the same command goes on. The unpruned model is
-always among them.
+Finished runs are stored and reused: repeat the command to resume after an interruption. The unpruned model is always
+among the runs.
 """
 
 import argparse
@@ -21,76 +21,121 @@ import torch
 from tqdm import tqdm
 
 import strategy
-from comparison.command import evaluator, knobs, parser
+from comparison.cli import (
+    Evaluator,
+    add_options,
+    check_used,
+    load_evaluator,
+    model_parser,
+    pruned_options,
+    take_options,
+    unpruned_options,
+)
+from comparison.digest import digest
 from comparison.pictures import draw
 from comparison.report import Example, write
-from comparison.runs import UNPRUNED, Run, load, save, write_whole
+from comparison.runs import Run, load, run_name, run_of, save, strategy_and_budget, write_whole
 from comparison.tables import csv, markdown
+from strategy.config import describe_options
 
-OWN = {"enabled", "strategy", "keep_tokens", "retain_ratio", "budget_basis"}  # knobs that the command line sets
-START = 1 << 20  # bytes of a file that, with its name and size, tell it from others
-
-
-def options() -> argparse.Namespace:
-    """The command line."""
-    made = parser(__doc__)
-    made.add_argument("--strategies", required=True, help=f"some of {','.join(strategy.available())}")
-    made.add_argument("--budgets", required=True, help="numbers of tokens, such as 192,128,64")
-    made.add_argument("--tasks", required=True, help="tasks of lmms-eval; for videollava folders, see its README")
-    made.add_argument("--budget_basis", default="stages", help="what a budget counts: stages, mean or flops")
-    made.add_argument("--limit", type=int, help="only the first so many questions; all if not given")
-    made.add_argument("--examples", type=int, default=1, help="pictures a strategy of what it got right, and of wrong")
-    made.add_argument("--output", type=Path, default=Path("results/compare"), help="folder for runs and reports")
-    return made.parse_args()
+SET_OTHERWISE = ("enabled", "strategy", "keep_tokens", "retain_ratio")
+HOW = "since --strategies and --budgets set it"
+Options = Mapping[str, Any]
+"""Options of `strategy.VTRConfig`."""
 
 
-def digest(*folders: str | Path | None) -> str:
-    """What tells the files in some folders, and the versions of what runs them, from others."""
-    total = hashlib.sha256()
-    for folder in map(Path, [folder for folder in folders if folder]):
-        for file in sorted(folder.glob("*.*")):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    total.update(f"{file.name} {file.stat().st_size} ".encode() + stream.read(START))
-    for name in ("torch", "transformers", "lmms-eval"):
-        total.update(importlib.metadata.version(name).encode())
-    return total.hexdigest()
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = model_parser(__doc__)
+    parser.add_argument("--strategies", required=True, help=f"some of {','.join(strategy.available())}")
+    parser.add_argument("--budgets", required=True, help="numbers of tokens, such as 192,128,64")
+    parser.add_argument("--tasks", required=True, help="tasks of lmms-eval; for videollava folders, see its README")
+    parser.add_argument("--limit", type=int, help="only the first so many questions; all if not given")
+    parser.add_argument(
+        "--examples", type=int, default=1, help="pictures a strategy of what it got right, and of wrong"
+    )
+    parser.add_argument("--output", type=Path, default=Path("results/compare"), help="folder for runs and reports")
+    add_options(parser, SET_OTHERWISE)
+    return parser.parse_args(arguments)
 
 
-def place(folder: Path, settings: Mapping[str, Any], pruning: Mapping[str, Any]) -> Path:
-    """Where a run is stored: under a name that changes with its settings, which hold a digest of its files."""
-    text = json.dumps([settings, pruning], sort_keys=True)
-    name = "-".join(str(value) for value in pruning.values()) if pruning.get("enabled", True) else UNPRUNED
+def options_of_runs(arguments: argparse.Namespace) -> list[Options]:
+    """Return the options of each run that a command line asks for, the unpruned run first.
+
+    An option that only some of the strategies use is in their runs only.
+
+    Raises:
+        ValueError: An argument is not allowed, or none of the strategies uses an option.
+    """
+    if not all(budget.isdecimal() for budget in arguments.budgets.split(",")):
+        raise ValueError(f"--budgets {arguments.budgets}: want whole numbers of tokens, such as 192,128,64")
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ValueError(f"--limit {arguments.limit}: want a number of questions from 1 up")
+    if arguments.examples < 0:
+        raise ValueError(f"--examples {arguments.examples}: want a number of pictures from 0 up")
+    given = take_options(arguments, SET_OTHERWISE, HOW)
+    budgets = [int(budget) for budget in dict.fromkeys(arguments.budgets.split(","))]
+    strategies = list(dict.fromkeys(arguments.strategies.split(",")))
+    runs = [pruned_options(name, given, keep_tokens=budget) for name in strategies for budget in budgets]
+    check_used(given, strategies)
+    return [unpruned_options(given), *runs]
+
+
+def path_of(folder: Path, settings: Mapping[str, Any], options: Options) -> Path:
+    """Return where a run is stored: under a name that changes with its options and settings.
+
+    Args:
+        folder: The folder of a task.
+        settings: What runs of the same options differ by, with the digest of code, weights and task.
+        options: The options of the run. An option with its default value is the same as none.
+    """
+    defaults = {name: str(default) for name, (default, _) in describe_options().items()}
+    differing = {name: value for name, value in options.items() if str(value) != defaults[name]}
+    text = json.dumps([settings, differing], sort_keys=True)
+    name = run_name(*strategy_and_budget(options)).replace(" ", "-")
     return folder / "runs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
 
 
-def made(asked: Any, task: str, pruning: Mapping[str, Any], limit: int | None, file: Path) -> Run:
-    """The stored run, or a new one; one that the strategy cannot make is kept as failed, but not stored."""
+def run_or_load(evaluator: Evaluator, task: str, options: Options, limit: int | None, file: Path) -> Run:
+    """Return the stored run, or a new one, which is stored.
+
+    A run that the strategy refuses is returned with its reason, and not stored; the unpruned run raises that reason.
+    """
     if file.exists():
         return load(file)
     try:
-        run = asked.run(task, pruning, limit)
+        run = evaluator.run(task, options, limit)
     except (SystemExit, ValueError) as error:
-        if not pruning.get("enabled", True):
+        if not options.get("enabled", True):
             raise
-        return Run(
-            pruning["strategy"], pruning["keep_tokens"], task, "", math.nan, (), (), (), {}, math.nan, str(error)
+        return run_of(
+            options,
+            task=task,
+            metric="",
+            accuracy=math.nan,
+            scores=(),
+            answers=(),
+            targets=(),
+            record={},
+            seconds=math.nan,
+            failed=str(error),
         )
     save(run, file)
     return run
 
 
-def chosen(runs: Sequence[Run], count: int) -> list[tuple[Run, int]]:
-    """For each strategy, at its smallest budget, so many questions that pruning got right, and as many it got wrong.
+def choose_examples(runs: Sequence[Run], count: int) -> list[tuple[Run, int]]:
+    """Return runs and the numbers of questions to show of them.
 
-    All of them the unpruned model got right; no question twice while there are others.
+    For each strategy, at its smallest budget, these are up to `count` questions that pruning got right, and as many
+    that it got wrong, of those that the unpruned model got right. No question is taken twice while there are others.
     """
     unpruned, found, taken = runs[0], [], set()
     for name in dict.fromkeys(run.strategy for run in runs[1:]):
-        mine = [run for run in runs if run.strategy == name and run.scores]
-        if not mine or not unpruned.scores:
+        scored = [run for run in runs if run.strategy == name and run.scores]
+        if not scored or not unpruned.scores:
             continue
-        run = min(mine, key=lambda run: run.budget or 0)
+        run = min(scored, key=lambda run: run.budget or 0)
         for right in (1.0, 0.0):
             fit = [at for at, score in enumerate(run.scores) if score == right and unpruned.scores[at] == 1]
             for number in sorted(fit, key=lambda at: (at in taken, at))[:count]:
@@ -99,36 +144,50 @@ def chosen(runs: Sequence[Run], count: int) -> list[tuple[Run, int]]:
     return found
 
 
-def examples(
-    asked: Any, task: str, picked: Sequence[tuple[Run, int]], pruning: Mapping[str, Any], limit: int | None
+def draw_examples(
+    evaluator: Evaluator,
+    task: str,
+    chosen: Sequence[tuple[Run, int]],
+    options: Sequence[Options],
+    limit: int | None,
 ) -> list[Example]:
-    """Ask the picked questions again, and draw them."""
-    numbers = sorted({number for _, number in picked})
+    """Answer the chosen questions again, and draw them.
+
+    Args:
+        evaluator: Answers.
+        task: The task.
+        chosen: Runs and numbers of questions.
+        options: The options of all runs, the unpruned run first.
+        limit: As for the runs.
+    """
+    numbers = sorted({number for _, number in chosen})
     if not numbers:
         return []
-    plain = dict(zip(numbers, asked.looks(task, numbers, {"enabled": False}, limit), strict=True))
+    by_name = {run_name(*strategy_and_budget(each)): each for each in options}
+    unpruned = dict(zip(numbers, evaluator.inspect_many(task, numbers, options[0], limit), strict=True))
     drawn = []
-    for run in tqdm(list(dict.fromkeys(run.name for run, _ in picked)), desc="Drawing", unit="run"):
-        own = [(its, number) for its, number in picked if its.name == run]
-        its = own[0][0]
-        looks = asked.looks(task, [number for _, number in own], knobs(its.strategy, its.budget, **pruning), limit)
-        for (_, number), pruned in zip(own, looks, strict=True):
-            right = its.scores[number] == 1
-            words = pruned.question, pruned.target, plain[number].answer, pruned.answer
-            drawn.append(Example(*words, its.strategy, its.budget or 0, right, draw(pruned)))
+    for name in tqdm(list(dict.fromkeys(run.name for run, _ in chosen)), desc="Drawing", unit="run"):
+        own = [(run, number) for run, number in chosen if run.name == name]
+        inspections = evaluator.inspect_many(task, [number for _, number in own], by_name[name], limit)
+        for (run, number), pruned in zip(own, inspections, strict=True):
+            right = run.scores[number] == 1
+            texts = pruned.question, pruned.target, unpruned[number].answer, pruned.answer
+            drawn.append(Example(*texts, run.strategy, run.budget or 0, right, draw(pruned)))
     return drawn
 
 
-def about(given: argparse.Namespace, task: str, run: Run) -> dict[str, str]:
-    """Facts on the runs."""
+def facts(arguments: argparse.Namespace, given: Options, task: str, run: Run) -> dict[str, str]:
+    """Return facts about the runs, for the report."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    others = {name: value for name, value in given.items() if name != "budget_basis"}
     return {
-        "model": given.model,
-        "checkpoint": given.pretrained,
+        "model": arguments.model,
+        "checkpoint": arguments.pretrained,
         "task": f"{task}, {len(run.answers)} questions",
-        "budgets count": given.budget_basis,
+        "budgets count": given.get("budget_basis", describe_options()["budget_basis"][0]),
+        **({"options": ", ".join(f"{name}={value}" for name, value in others.items())} if others else {}),
         "report written at commit": commit.stdout.strip() or "not in a repository",
         "versions": ", ".join(versions),
         "device": f"{device}, {torch.get_num_threads()} threads",
@@ -136,52 +195,37 @@ def about(given: argparse.Namespace, task: str, run: Run) -> dict[str, str]:
     }
 
 
-def compare(asked: Any, given: argparse.Namespace, task: str) -> None:
-    """Make the runs of one task and write what they show."""
-    folder = given.output / given.model / Path(task).name
-    basis = {} if given.budget_basis == "stages" else {"budget_basis": given.budget_basis}
-    if not all(budget.isdecimal() for budget in given.budgets.split(",")):
-        raise ValueError(f"--budgets {given.budgets}: want whole numbers of tokens, such as 192,128,64")
-    if given.limit is not None and given.limit < 1:
-        raise ValueError(f"--limit {given.limit}: want a number of questions from 1 up")
-    if given.examples < 0:
-        raise ValueError(f"--examples {given.examples}: want a number of pictures from 0 up")
-    named = {part.partition("=")[0].strip().removeprefix("vtr_") for part in given.model_args.split(",")}
-    if named & OWN:
-        raise ValueError(
-            f"--model_args {given.model_args}: {', '.join(sorted(named & OWN))} is what --strategies, --budgets and "
-            "--budget_basis say"
-        )
-    budgets = [int(budget) for budget in dict.fromkeys(given.budgets.split(","))]
-    wanted = [knobs("", None)]
-    wanted += [
-        knobs(name, budget, **basis) for name in dict.fromkeys(given.strategies.split(",")) for budget in budgets
-    ]
-    settings = {name: getattr(given, name) for name in ("pretrained", "model_args", "limit")}
-    code = Path(strategy.__file__).parent
-    settings |= {"task": task, "digest": digest(given.pretrained, code, given.include_path, task)}
+def compare(evaluator: Evaluator, arguments: argparse.Namespace, options: Sequence[Options], task: str) -> None:
+    """Run or load the runs of one task, and write the table, the CSV and the report."""
+    folder = arguments.output / arguments.model / Path(task).name
+    data = arguments.pretrained, arguments.include_path, task
+    settings = {name: getattr(arguments, name) for name in ("pretrained", "model_args", "limit")}
+    settings |= {"task": task, "digest": digest(("strategy", evaluator.package), data)}
     runs = []
-    for number, pruning in enumerate(wanted, start=1):
-        file = place(folder, settings, pruning)
+    for number, own in enumerate(options, start=1):
+        file = path_of(folder, settings, own)
         stored = ", as stored" if file.exists() else ""
-        print(f"\n{task}, run {number} of {len(wanted)}: {file.stem}{stored}", flush=True)
-        runs.append(made(asked, task, pruning, given.limit, file))
-    drawn = examples(asked, task, chosen(runs, given.examples), basis, given.limit)
+        print(f"\n{task}, run {number} of {len(options)}: {file.stem}{stored}", flush=True)
+        runs.append(run_or_load(evaluator, task, own, arguments.limit, file))
+    chosen = choose_examples(runs, arguments.examples)
+    examples = draw_examples(evaluator, task, chosen, options, arguments.limit)
     table = markdown(runs)
     write_whole(folder / "table.md", table.encode())
     write_whole(folder / "table.csv", csv(runs).encode())
-    write(runs, drawn, about(given, task, runs[0]), folder / "report.html")
+    shared = {name: value for own in options for name, value in own.items() if name not in SET_OTHERWISE}
+    write(runs, examples, facts(arguments, shared, task, runs[0]), folder / "report.html")
     print(f"\n{table}\nwritten to {folder}: table.md, table.csv, report.html")
 
 
 def main() -> None:
     """Compare on each task."""
-    given = options()
+    arguments = parse()
     try:
-        given.output.mkdir(parents=True, exist_ok=True)
-        asked = evaluator(given)
-        for task in given.tasks.split(","):
-            compare(asked, given, task)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        options = options_of_runs(arguments)
+        evaluator = load_evaluator(arguments)
+        for task in arguments.tasks.split(","):
+            compare(evaluator, arguments, options, task)
     except (ValueError, OSError) as error:
         sys.exit(f"compare: {error}")
     except KeyboardInterrupt:

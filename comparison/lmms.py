@@ -1,8 +1,9 @@
-"""A task of lmms-eval, asked of one of its models."""
+"""Questions of lmms-eval's tasks, answered by one of its models."""
 
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -12,36 +13,53 @@ from lmms_eval.tasks import TaskManager, get_task_dict
 from PIL import Image
 
 import strategy
-from comparison.runs import Run, named
-from comparison.watching import Look, Watch, look
+from comparison.inspection import Inspection, StageRecorder
+from comparison.runs import Run, run_of
 
 
 class Lmms:
-    """Runs a task on a model of lmms-eval that prunes: `llava_vtr`, `qwen2_vl_vtr` or `qwen3_vl_vtr`.
+    """An `Evaluator` of a model of lmms-eval that prunes: `llava_vtr`, `qwen2_vl_vtr` or `qwen3_vl_vtr`.
 
-    arguments: more of `--model_args`. Each run loads the model anew, since lmms-eval takes it apart.
+    Each run loads the model anew, since lmms-eval takes it apart.
+
+    Args:
+        model: The model's name in lmms-eval.
+        pretrained: Folder or hub id of the weights.
+        model_args: More arguments of the model, as name=value,...
+        include_path: Folder of more tasks.
+
+    Raises:
+        ValueError: No installed package brings a model of that name.
     """
 
-    def __init__(self, model: str, pretrained: str, arguments: str, include_path: str | None) -> None:
+    def __init__(self, model: str, pretrained: str, model_args: str, include_path: str | None) -> None:
+        known = {entry.name: entry.module for entry in entry_points(group="lmms_eval.models")}
+        if model not in known:
+            raise ValueError(f"--model {model}: allowed in this environment are {', '.join(sorted(known)) or 'none'}")
+        self.package = known[model].partition(".")[0]
         self.model, self.include_path = model, include_path
-        self.arguments = ",".join(filter(None, (f"pretrained={pretrained}", arguments)))
+        self.model_args = ",".join(filter(None, (f"pretrained={pretrained}", model_args)))
 
-    def load(self, knobs: Mapping[str, Any], **options: Any) -> Any:
-        """The model with these pruning knobs; SystemExit with a sentence if it cannot be."""
-        # The model before this one lies in a cycle with its hooks, and both may not fit.
+    def load(self, options: Mapping[str, Any], force_simple: bool = False) -> Any:
+        """Load the model with these pruning options; SystemExit with a sentence if that is not possible."""
+        # The model before this one is in a reference cycle with its hooks, and both may not fit into memory.
         gc.collect()
-        text = ",".join([self.arguments, *(f"{name}={value}" for name, value in knobs.items())])
-        return get_model(self.model, **options).create_from_arg_string(text)
+        model = get_model(self.model, force_simple=force_simple)
+        return model.create_from_arg_string(self.model_args, dict(options))
 
     def _tasks(self) -> TaskManager:
         return TaskManager(include_path=self.include_path, model_name=self.model)
 
-    def run(self, task: str, knobs: Mapping[str, Any], limit: int | None) -> Run:
-        """Answer and score a task's questions, the first `limit` if given; ValueError for what is no single task."""
+    def run(self, task: str, options: Mapping[str, Any], limit: int | None) -> Run:
+        """Answer and score a task's questions, the first `limit` if given.
+
+        Raises:
+            ValueError: The name is not that of a single task.
+        """
         tasks = self._tasks()
         if task not in tasks.all_subtasks:
-            raise ValueError(f"--tasks {task}: lmms-eval knows no single task of that name; name a group's tasks")
-        lm = self.load(knobs)
+            raise ValueError(f"--tasks {task}: lmms-eval has no single task of that name; name a group's tasks")
+        lm = self.load(options)
         generate, seconds = lm.generate_until, [0.0]
 
         def timed(requests: list[Any]) -> list[str]:
@@ -59,8 +77,8 @@ class Lmms:
         values = [sample.get(metric) for sample in samples]
         # A metric that is more than a mean over questions has no value a question.
         mean = all(isinstance(value, (int, float)) for value in values) and sum(values) / len(values)
-        return named(
-            knobs,
+        return run_of(
+            options,
             task=task,
             metric=metric,
             accuracy=accuracy,
@@ -71,55 +89,57 @@ class Lmms:
             seconds=seconds[0] / len(samples),
         )
 
-    def looks(self, task: str, numbers: Sequence[int], knobs: Mapping[str, Any], limit: int | None) -> list[Look]:
-        """Ask some of a task's questions again, one by one, and watch."""
-        lm = self.load(knobs)
+    def inspect_many(
+        self, task: str, numbers: Sequence[int], options: Mapping[str, Any], limit: int | None
+    ) -> list[Inspection]:
+        """Answer some of a task's questions one by one, and return how each was answered."""
+        lm = self.load(options)
         kind = "simple" if lm.is_simple else "chat"
-        [asked] = get_task_dict([task], self._tasks(), kind).values()
-        asked.build_all_requests(limit=limit)
-        lm.task_dict[task] = asked.dataset
-        requests = {request.doc_id: request for request in asked.instances}
-        looks = []
+        [loaded] = get_task_dict([task], self._tasks(), kind).values()
+        loaded.build_all_requests(limit=limit)
+        lm.task_dict[task] = loaded.dataset
+        requests = {request.doc_id: request for request in loaded.instances}
+        inspections = []
         for number in numbers:
             request = requests[number]
-            document = asked.dataset[request.args[-1]][number]
-            pictures = asked.doc_to_visual(document)
-            looks.append(self._look(lm, request, knobs, request.args[0], pictures, str(asked.doc_to_target(document))))
-        return looks
+            document = loaded.dataset[request.args[-1]][number]
+            pictures, target = loaded.doc_to_visual(document), str(loaded.doc_to_target(document))
+            inspections.append(self._inspect(lm, request, options, request.args[0], pictures, target))
+        return inspections
 
-    def look(self, image: str, question: str, knobs: Mapping[str, Any]) -> Look:
-        """Ask a question about a picture in a file; ValueError if that cannot be read."""
+    def inspect_one(self, image: str, question: str, options: Mapping[str, Any]) -> Inspection:
+        """Answer a question about the picture in a file; ValueError if the file cannot be read."""
         try:
             picture = Image.open(image).convert("RGB")
         except (OSError, ValueError) as error:
             raise ValueError(f"--image {image}: {error}") from error
-        lm = self.load(knobs, force_simple=True)
+        lm = self.load(options, force_simple=True)
         lm.task_dict = {"look": {"test": [{}]}}
-        options = {"max_new_tokens": 64, "temperature": 0, "do_sample": False}
+        generation = {"max_new_tokens": 64, "temperature": 0, "do_sample": False}
         request = Instance(
             request_type="generate_until",
-            arguments=(question, options, lambda document: [picture], 0, "look", "test"),
+            arguments=(question, generation, lambda document: [picture], 0, "look", "test"),
             idx=0,
             metadata={"task": "look", "repeats": 1, "doc_id": 0},
         )
-        return self._look(lm, request, knobs, question, [picture], "")
+        return self._inspect(lm, request, options, question, [picture], "")
 
-    def _look(
-        self, lm: Any, request: Any, knobs: Mapping[str, Any], question: Any, pictures: list[Any], target: str
-    ) -> Look:
-        config = strategy.VTRConfig(**knobs)
-        watch = Watch(config)
+    def _inspect(
+        self, lm: Any, request: Any, options: Mapping[str, Any], question: Any, pictures: list[Any], target: str
+    ) -> Inspection:
+        config = strategy.VTRConfig(**options)
+        recorder = StageRecorder(config)
         strategy.detach(lm.model)
-        lm.record = strategy.attach(lm.model, config, watch=watch)
+        lm.record = strategy.attach(lm.model, config, watch=recorder)
         [answer] = lm.generate_until([request])
-        words = question if isinstance(question, str) else request.doc["question"]
-        return look(words, target, answer, lm.as_seen(pictures), watch, lm.record)
+        text = question if isinstance(question, str) else request.doc["question"]
+        return recorder.inspection(text, target, answer, lm.as_seen(pictures), lm.record)
 
 
 def _metric(results: Mapping[str, Any]) -> tuple[str, float]:
-    """A task's first metric; ValueError if none is a number."""
+    """Return a task's first metric; ValueError if none is a number."""
     for name, value in results.items():
         metric, _, _filter = name.partition(",")
         if isinstance(value, (int, float)) and _filter and not metric.endswith("_stderr"):
             return metric, float(value)
-    raise ValueError(f"the task gives no metric that is a number: {', '.join(results)}")
+    raise ValueError(f"the task has no metric that is a number, only {', '.join(results)}: choose another task")

@@ -1,4 +1,4 @@
-"""Runs as one HTML file that needs nothing beside it."""
+"""Runs as one HTML file that needs no other file."""
 
 import io
 import re
@@ -16,29 +16,38 @@ from matplotlib.figure import Figure
 
 from comparison.intervals import interval
 from comparison.runs import UNPRUNED, Run, ordered, write_whole
-from comparison.tables import reference_of, table, unit
+from comparison.tables import table, unit, unpruned_of
 from strategy.metrics.record import PARTS
 
-# Okabe and Ito's colours but for the yellow, which is faint on white
+# Okabe and Ito's colours without yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 MARKERS = "os^Dv<>Phd"
-LINES = ("-", "--", ":")  # the next for each time the colours are used up
+LINES = ("-", "--", ":")  # each is used with all colours before the next one
 HATCHES = ("", "//", "xx", "..")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
-    "svg.fonttype": "none",  # text stays text, for readers and for searching
+    "svg.fonttype": "none",  # text stays text, which can be read aloud and searched
     "svg.hashsalt": "comparison",  # the same runs give the same file
     "text.parse_math": False,  # a dollar in a name is a dollar
     "axes.spines.top": False,
     "axes.spines.right": False,
     "hatch.linewidth": 0.5,
 }
-WIDTH = 4.8  # inches: at 9 points readable on a phone too
+WIDTH = 4.8  # inches, in which 9 points can be read on a phone, too
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question that the unpruned and a pruned model answered. right: the pruned answer is. picture: a PNG."""
+    """One question that the unpruned and a pruned model answered.
+
+    Attributes:
+        question: The question.
+        target: The right answer.
+        unpruned, pruned: The two models' answers.
+        strategy, budget: Of the pruned model.
+        right: Whether the pruned answer is right.
+        picture: A PNG.
+    """
 
     question: str
     target: str
@@ -51,22 +60,22 @@ class Example:
 
     @property
     def source(self) -> str:
-        """The picture as an address that holds it."""
+        """Return the picture as a data URL."""
         return f"data:image/png;base64,{b64encode(self.picture).decode()}"
 
 
 def _svg(figure: Figure, name: str, caption: str) -> str:
-    """A figure as an element of HTML; its ids carry its name, for the page holds several."""
+    """Return a figure as an element of HTML, whose ids begin with its name, since the page holds several figures."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = text.getvalue()
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
-    svg = re.sub(r' width="[^"]*" height="[^"]*"', "", svg, count=1)  # the page says how wide it is
+    svg = re.sub(r' width="[^"]*" height="[^"]*"', "", svg, count=1)  # the page sets the width
     return svg.replace("<svg ", f'<svg role="img" aria-label="{caption}" ', 1)
 
 
 def _strategies(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The pruned runs of each strategy."""
+    """Return the pruned runs of each strategy."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         if run.strategy != UNPRUNED:
@@ -74,24 +83,24 @@ def _strategies(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return found
 
 
-def _look(number: int) -> dict[str, str]:
-    """How the lines of a strategy are drawn, the same in every figure."""
+def _line_style(number: int) -> dict[str, str]:
+    """Return how the lines of a strategy are drawn, the same in every figure."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
 
 
-def _below(figure: Figure, columns: int = 3) -> None:
-    """The legend under the axes, where it hides no point."""
+def _add_legend(figure: Figure, columns: int = 3) -> None:
+    """Add the legend below the axes, where it hides no point."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _height(runs: Sequence[Run]) -> float:
-    """Inches for the axes and a legend of three names a line."""
+    """Return the inches that the axes and a legend of three names a line need."""
     return 3.3 + 0.2 * (len(_strategies(runs)) // 3 + 1)
 
 
 def _accuracy(runs: Sequence[Run]) -> Figure:
-    """Accuracy against operations, a line a strategy."""
+    """Plot the accuracy against the operations, with a line for each strategy."""
     figure = Figure((WIDTH, _height(runs)), layout="constrained")
     axes = figure.add_subplot()
     factor, letter = unit(run.operations for run in runs)
@@ -103,20 +112,20 @@ def _accuracy(runs: Sequence[Run]) -> Figure:
         shared: dict[str, Any] = {"capsize": 2.5, "elinewidth": 0.8, "markersize": 5, "linewidth": 1.4}
         axes.errorbar([run.operations / factor for run in line], accuracy, error, **shared, **style)
 
-    if reference := reference_of(runs):
+    if reference := unpruned_of(runs):
         axes.axhline(reference.accuracy, color="black", linestyle="--", linewidth=0.9)
         draw([reference], color="black", marker="*", linestyle="none", label=UNPRUNED)
     for number, (name, line) in enumerate(_strategies(runs).items()):
         line.sort(key=lambda run: run.operations)
-        draw(line, **_look(number), marker=MARKERS[number % len(MARKERS)], label=name)
+        draw(line, **_line_style(number), marker=MARKERS[number % len(MARKERS)], label=name)
     axes.set(xlabel=f"operations of the prefill, {letter} multiply-adds", ylabel="accuracy")
     axes.grid(alpha=0.25)
-    _below(figure)
+    _add_legend(figure)
     return figure
 
 
 def _layers(runs: Sequence[Run]) -> Figure:
-    """Visual tokens that each layer sees, a run a strategy: at the budget that most have, or the nearest."""
+    """Plot the visual tokens of each layer, for each strategy at the budget that most strategies have or near it."""
     figure = Figure((WIDTH, _height(runs)), layout="constrained")
     axes = figure.add_subplot()
     strategies = _strategies(runs)
@@ -128,20 +137,20 @@ def _layers(runs: Sequence[Run]) -> Figure:
         tokens = run.record["tokens_by_layer"]
         axes.stairs(tokens, np.arange(len(tokens) + 1) - 0.5, baseline=None, label=run.name, **style)
 
-    if reference := reference_of(runs):
+    if reference := unpruned_of(runs):
         draw(reference, color="black", linestyle="--", linewidth=0.9)
     for number, run in enumerate(picked):
-        # lines that coincide stay visible, the later the thinner
+        # Later lines are thinner, so that lines that coincide stay visible.
         width = 1.2 + 4 * (len(picked) - 1 - number) / max(1, len(picked) - 1)
-        draw(run, **_look(number), linewidth=width)
+        draw(run, **_line_style(number), linewidth=width)
     axes.set(xlabel="layer of the decoder", ylabel="visual tokens it sees", ylim=(0, None))
     axes.grid(alpha=0.25)
-    _below(figure)
+    _add_legend(figure)
     return figure
 
 
 def _parts(runs: Sequence[Run]) -> Figure:
-    """The operations of each run's prefill, part on part."""
+    """Plot the operations of each run's prefill as a bar of its parts."""
     figure = Figure((WIDTH, 1.1 + 0.2 * len(runs)), layout="constrained")
     axes = figure.add_subplot()
     factor, letter = unit(run.operations for run in runs)
@@ -153,12 +162,12 @@ def _parts(runs: Sequence[Run]) -> Figure:
         left += width
     axes.set_yticks(rows, [run.name for run in runs])
     axes.set(ylim=(len(runs) - 0.4, -0.6), xlabel=f"operations of the prefill, {letter} multiply-adds")
-    _below(figure, len(PARTS))
+    _add_legend(figure, len(PARTS))
     return figure
 
 
 def _figures(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Each figure with its caption."""
+    """Return each figure with its caption."""
     captions = {
         "Accuracy against the operations of the prefill, with 95 % intervals over the questions.": _accuracy,
         "Visual tokens that each layer sees. Where lines coincide, the thinner lies on top.": _layers,
@@ -169,15 +178,22 @@ def _figures(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def write(runs: Sequence[Run], examples: Sequence[Example], about: Mapping[str, str], path: Path) -> None:
-    """Write the report. about: facts on the runs, in order."""
+    """Write the report.
+
+    Args:
+        runs: The runs of one task.
+        examples: Questions to show.
+        about: Facts about the runs, in order.
+        path: The file to write.
+    """
     runs = ordered(runs)
-    made = [run for run in runs if run.failed is None]
+    finished = [run for run in runs if run.failed is None]
     headers, rows = table(runs)
-    # autoescape: questions and answers are data sets' and models' words
+    # Questions and answers come from data sets and models, so they are escaped.
     environment = Environment(loader=PackageLoader("comparison", "."), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html.j2").render(
         about=about,
-        figures=_figures(made) if made else [],
+        figures=_figures(finished) if finished else [],
         headers=headers,
         rows=rows,
         failed=[run for run in runs if run.failed is not None],

@@ -6,21 +6,42 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from strategy.metrics.record import PARTS
 
 UNPRUNED = "unpruned"
 
 
+class RecordMeans(TypedDict, total=False):
+    """Means over questions, as `RunRecord.means` returns and describes them; empty for a run that failed."""
+
+    visual_tokens: float
+    kept_tokens: list[float]
+    tokens_by_layer: list[float]
+    tokens_per_layer: float
+    cache_length: float
+    cache_bytes: float
+    decoded_tokens: float
+    multiply_adds: dict[str, float]
+    seconds: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Run:
     """One strategy at one budget on one task.
 
-    budget: None if unpruned. metric: the name of the accuracy. scores: one a question, empty if the metric is no
-    mean over questions. answers, targets: one a question. record: means over questions; tokens, bytes,
-    multiply-adds and seconds. seconds: wall time a question. failed: why the run could not be made; then accuracy
-    and seconds are nan and the rest is empty.
+    Attributes:
+        strategy: Its name, or "unpruned".
+        budget: Visual tokens; None if unpruned.
+        task: The task's name.
+        metric: The name of the accuracy.
+        accuracy: Its value.
+        scores: One a question; empty if the metric is no mean over questions.
+        answers, targets: One a question.
+        record: What the model kept and what that cost.
+        seconds: Wall time a question.
+        failed: Why the run could not be made; then accuracy and seconds are nan, and the rest is empty.
     """
 
     strategy: str
@@ -31,33 +52,45 @@ class Run:
     scores: tuple[float, ...]
     answers: tuple[str, ...]
     targets: tuple[str, ...]
-    record: dict[str, Any]
+    record: RecordMeans
     seconds: float
     failed: str | None = None
 
     @property
     def name(self) -> str:
-        """Strategy and budget."""
-        return self.strategy if self.budget is None else f"{self.strategy} {self.budget}"
+        """Return strategy and budget."""
+        return run_name(self.strategy, self.budget)
 
     @property
     def operations(self) -> float:
-        """Multiply-adds of a question's prefill, all parts together; nan if the run failed."""
+        """Return the multiply-adds of a question's prefill, all parts together; nan if the run failed."""
         return math.nan if self.failed is not None else float(sum(self.record["multiply_adds"][part] for part in PARTS))
 
 
-def named(knobs: Mapping[str, Any], **fields: Any) -> Run:
-    """A run with the strategy and budget of its pruning knobs."""
-    pruned = knobs.get("enabled", True)
-    return Run(knobs["strategy"] if pruned else UNPRUNED, knobs["keep_tokens"] if pruned else None, **fields)
+def run_name(strategy: str, budget: int | None) -> str:
+    """Return the name of a run in tables and figures."""
+    return strategy if budget is None else f"{strategy} {budget}"
+
+
+def strategy_and_budget(options: Mapping[str, Any]) -> tuple[str, int | None]:
+    """Return the strategy and the budget of a run with these pruning options."""
+    return (options["strategy"], options["keep_tokens"]) if options.get("enabled", True) else (UNPRUNED, None)
+
+
+def run_of(options: Mapping[str, Any], **fields: Any) -> Run:
+    """Return a run with these pruning options, and with the other fields of `Run`."""
+    return Run(*strategy_and_budget(options), **fields)
 
 
 def ordered(runs: Sequence[Run]) -> list[Run]:
-    """The unpruned run first, the rest as given; ValueError if they do not share a task and its questions."""
-    made = [run for run in runs if run.failed is None]
-    for run in made:
-        if (run.task, run.metric, run.targets) != (made[0].task, made[0].metric, made[0].targets):
-            raise ValueError(f"{run.name} and {made[0].name} were not run on the same questions of the same task")
+    """Return the unpruned run first, the rest as given; ValueError if they do not share a task and its questions."""
+    finished = [run for run in runs if run.failed is None]
+    for run in finished:
+        first = finished[0]
+        if (run.task, run.metric, run.targets) != (first.task, first.metric, first.targets):
+            raise ValueError(
+                f"{run.name} and {first.name} were not run on the same questions of the same task: compare them apart"
+            )
     return sorted(runs, key=lambda run: run.strategy != UNPRUNED)
 
 
@@ -73,7 +106,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _encoded(value: Any) -> Any:
-    """The value with null for each nan, which JSON does not know."""
+    """Return the value with null for each nan, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _encoded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -82,7 +115,7 @@ def _encoded(value: Any) -> Any:
 
 
 def _decoded(value: Any) -> Any:
-    """The value with nan for each null."""
+    """Return the value with nan for each null."""
     if isinstance(value, dict):
         return {key: _decoded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -97,7 +130,7 @@ def save(run: Run, path: Path) -> None:
 
 
 def load(path: Path) -> Run:
-    """A stored run; ValueError if the file holds none."""
+    """Read a stored run; ValueError if the file holds none."""
     try:
         fields: dict[str, Any] = json.loads(path.read_bytes())
         nullable = {name: fields.pop(name) for name in ("budget", "failed")}

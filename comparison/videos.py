@@ -1,4 +1,4 @@
-"""A benchmark of videos in the published layout, asked of Video-LLaVA."""
+"""Questions of a video benchmark in the published layout, answered by Video-LLaVA."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 import strategy
-from comparison.runs import Run, named
-from comparison.watching import Look, Watch, look
+from comparison.inspection import Inspection, StageRecorder
+from comparison.runs import Run, run_of
 from videollava.eval.video.matching import matches
 from videollava.eval.video.questions import Sample, read_samples
 from videollava.eval.video.run_inference_video_qa import Answerer
@@ -22,11 +22,22 @@ from videollava.mm_utils import MEAN, STD
 
 
 class Videos:
-    """Runs a benchmark: a folder with test_q.json, test_a.json and videos/."""
+    """An `Evaluator` of Video-LLaVA; its tasks are folders with test_q.json, test_a.json and videos/.
 
-    def __init__(self, model: str, pretrained: str, arguments: str, include_path: str | None) -> None:
-        if arguments:
-            raise ValueError(f"--model_args {arguments!r}: {model} takes none")
+    Args:
+        model: The model's name.
+        pretrained: Folder or hub id of the weights.
+        model_args: Has to be empty.
+        include_path: Not used, since tasks are folders.
+
+    Raises:
+        ValueError: There are arguments for the model.
+    """
+
+    def __init__(self, model: str, pretrained: str, model_args: str, include_path: str | None) -> None:
+        if model_args:
+            raise ValueError(f"--model_args {model_args}: {model} has no such arguments: leave them out")
+        self.package = Answerer.__module__.partition(".")[0]
         self.pretrained = pretrained
 
     @cached_property
@@ -40,17 +51,17 @@ class Videos:
             raise ValueError(f"{len(left_out)} entries cannot be asked, the first: {left_out[0].reason}")
         return samples[:limit]
 
-    def run(self, task: str, knobs: Mapping[str, Any], limit: int | None) -> Run:
+    def run(self, task: str, options: Mapping[str, Any], limit: int | None) -> Run:
         """Answer and score a benchmark's questions, the first `limit` if given."""
         samples, answers = self._samples(task, limit), []
-        with strategy.prune(self._answerer.model, strategy.VTRConfig(**knobs)) as record:
+        with strategy.prune(self._answerer.model, strategy.VTRConfig(**options)) as record:
             start = time.perf_counter()
             for sample in tqdm(samples, desc="Answering", unit="question"):
                 answers += self._answerer([self._answerer.prepare(sample)])
             seconds = time.perf_counter() - start
-        scores = tuple(float(matches(said, sample.answer)) for said, sample in zip(answers, samples, strict=True))
-        return named(
-            knobs,
+        scores = tuple(float(matches(answer, sample.answer)) for answer, sample in zip(answers, samples, strict=True))
+        return run_of(
+            options,
             task=task,
             metric="accuracy",
             accuracy=sum(scores) / len(scores),
@@ -61,25 +72,27 @@ class Videos:
             seconds=seconds / len(samples),
         )
 
-    def looks(self, task: str, numbers: Sequence[int], knobs: Mapping[str, Any], limit: int | None) -> list[Look]:
-        """Ask some of the questions again, one by one, and watch."""
+    def inspect_many(
+        self, task: str, numbers: Sequence[int], options: Mapping[str, Any], limit: int | None
+    ) -> list[Inspection]:
+        """Answer some of the questions one by one, and return how each was answered."""
         samples = self._samples(task, limit)
-        return [self._look(samples[number], knobs) for number in numbers]
+        return [self._inspect(samples[number], options) for number in numbers]
 
-    def look(self, image: str, question: str, knobs: Mapping[str, Any]) -> Look:
-        """Ask a question about a video in a file; ValueError if that cannot be decoded."""
+    def inspect_one(self, image: str, question: str, options: Mapping[str, Any]) -> Inspection:
+        """Answer a question about the video in a file; ValueError if the file cannot be decoded."""
         self._answerer.video_dir = str(Path(image).parent)
-        return self._look(Sample(0, Path(image).name, question, ""), knobs)
+        return self._inspect(Sample(0, Path(image).name, question, ""), options)
 
-    def _look(self, sample: Sample, knobs: Mapping[str, Any]) -> Look:
-        config = strategy.VTRConfig(**knobs)
-        watch, prepared = Watch(config), self._answerer.prepare(sample)
-        with strategy.prune(self._answerer.model, config, watch=watch) as record:
+    def _inspect(self, sample: Sample, options: Mapping[str, Any]) -> Inspection:
+        config = strategy.VTRConfig(**options)
+        recorder, prepared = StageRecorder(config), self._answerer.prepare(sample)
+        with strategy.prune(self._answerer.model, config, watch=recorder) as record:
             [answer] = self._answerer([prepared])
-        return look(sample.question, sample.answer, answer, _shown(prepared[1]), watch, record)
+        return recorder.inspection(sample.question, sample.answer, answer, _frames(prepared[1]), record)
 
 
-def _shown(video: Tensor) -> list[Image.Image]:
-    """The frames of a prepared video [3, T, H, W] as pictures."""
+def _frames(video: Tensor) -> list[Image.Image]:
+    """Return the frames of a prepared video [3, T, H, W] as pictures."""
     pixels = video.transpose(0, 1).float().cpu() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     return [to_pil_image(frame.clamp(0, 1)) for frame in pixels]

@@ -52,6 +52,7 @@ def type_(monkeypatch, asked):
 
 def test_compare_makes_what_is_missing_and_reports(asked, type_, tmp_path, capsys, monkeypatch):
     words = ["--strategies", "clse,pool", "--tasks", asked.task, "--limit", 4, "--output", tmp_path]
+    words += ["--clse_temp", 0.2]  # reaches the runs of clse only, since pool refuses it
     type_(compare.main, *words, "--budgets", "64")
     folder = tmp_path / asked.model / Path(asked.task).name
     table = (folder / "table.md").read_text()
@@ -96,6 +97,10 @@ def test_a_budget_that_cannot_be_met_is_a_row_with_its_reason(asked, type_, tmp_
         (["--strategies", "clse", "--budgets", "64", "--budget_basis", "tokens"], "compare: budget_basis='tokens'"),
         (["--strategies", "clse", "--budgets", "64", "--examples", "-1"], "compare: --examples -1: want a number"),
         (["--strategies", "clse", "--budgets", "64", "--model_args", "vtr_keep_tokens=3"], "compare: --model_args "),
+        (
+            ["--strategies", "pool", "--budgets", "64", "--clse_temp", "1"],
+            "compare: clse_temp='1': none of pool uses it",
+        ),
     ],
 )
 def test_a_mistake_in_the_command_is_one_sentence(asked, type_, tmp_path, words, sentence):
@@ -123,7 +128,7 @@ def test_a_stop_by_hand_is_one_sentence_that_says_how_to_go_on(asked, type_, tmp
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "made", stopped)
+    monkeypatch.setattr(compare, "run_or_load", stopped)
     words = ["--strategies", "clse", "--budgets", "64", "--tasks", asked.task, "--output", tmp_path]
     with pytest.raises(SystemExit, match="compare: stopped; the same command goes on"):
         type_(compare.main, *words)
@@ -158,7 +163,7 @@ def test_look_names_a_picture_that_cannot_be_read(asked, type_, tmp_path):
     assert not (tmp_path / "look.png").exists()
 
 
-def test_the_knobs_of_look_are_those_of_the_configuration(asked, type_, tmp_path):
+def test_the_options_of_look_are_those_of_the_configuration(asked, type_, tmp_path):
     with pytest.raises(SystemExit) as stop:
         type_(look.main, "--image", "x", "--question", "?", "--keep_tokens", "0")
     with pytest.raises(ValueError, match="keep_tokens") as error:

@@ -1,0 +1,70 @@
+"""Which runs `compare` makes, where it stores them, and which questions it shows."""
+
+import math
+
+import pytest
+
+from comparison import compare
+
+
+class Evaluator:
+    """Returns runs, or raises an error."""
+
+    def __init__(self, make, error=None):
+        self.make, self.error, self.calls = make, error, []
+
+    def run(self, task, options, limit):
+        self.calls.append(options)
+        if self.error:
+            raise self.error
+        return self.make(options.get("strategy", "unpruned"), options.get("keep_tokens"))
+
+
+def path(tmp_path, settings=None, **options):
+    return compare.path_of(tmp_path, settings or {"digest": "1"}, {"strategy": "fastv", "keep_tokens": 64} | options)
+
+
+def test_a_stored_run_has_a_name_of_its_own(tmp_path):
+    paths = {
+        path(tmp_path),
+        path(tmp_path, {"digest": "2"}),
+        path(tmp_path, keep_tokens=32),
+        path(tmp_path, strategy="clse"),
+        path(tmp_path, budget_basis="mean"),
+        path(tmp_path, prune_layer="1;2/3"),
+        path(tmp_path, enabled=False),
+    }
+    assert len(paths) == 7
+    assert {each.parent for each in paths} == {tmp_path / "runs"}
+    assert path(tmp_path).name.startswith("fastv-64-")
+
+
+def test_an_option_with_its_default_is_the_same_run(tmp_path):
+    assert path(tmp_path, budget_basis="stages") == path(tmp_path)
+
+
+def test_a_run_is_made_once(run, tmp_path):
+    evaluator, options, file = Evaluator(run), {"strategy": "clse", "keep_tokens": 64}, tmp_path / "run.json"
+    first = compare.run_or_load(evaluator, "shapes", options, None, file)
+    assert compare.run_or_load(evaluator, "shapes", options, None, file) == first == run("clse", 64)
+    assert evaluator.calls == [options]
+
+
+@pytest.mark.parametrize("error", [ValueError("too many"), SystemExit("too many")])
+def test_a_refused_run_keeps_its_reason_and_is_not_stored(run, tmp_path, error):
+    evaluator, file = Evaluator(run, error), tmp_path / "run.json"
+    failed = compare.run_or_load(evaluator, "shapes", {"strategy": "clse", "keep_tokens": 64}, None, file)
+    assert (failed.name, failed.failed, failed.scores, failed.record) == ("clse 64", "too many", (), {})
+    assert math.isnan(failed.accuracy)
+    with pytest.raises(type(error), match="too many"):
+        compare.run_or_load(evaluator, "shapes", {"enabled": False}, None, file)
+    assert not file.exists()
+
+
+def test_examples_are_right_and_wrong_ones_at_the_smallest_budget(run):
+    unpruned, large, small = run(), run("clse", 192, 0.88), run("clse", 64, 0.7)
+    other = run("pool", 64, 0.7)
+    chosen = compare.choose_examples([unpruned, large, small, other], 1)
+    assert chosen == [(small, 0), (small, 140), (other, 1), (other, 141)]
+    assert compare.choose_examples([unpruned, large], 0) == []
+    assert compare.choose_examples([run(scores=()), small], 1) == []
