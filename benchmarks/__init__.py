@@ -1,1 +1,1 @@
-"""How fast the engine is: models of real size, what they take, and what they could take at best."""
+"""How fast the engine is: models of real size, what they take, and the least that they could take."""

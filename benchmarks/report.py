@@ -1,7 +1,6 @@
-"""A run of the benchmark as a table and as a picture."""
+"""A run of a benchmark as tables and as a picture."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,69 +8,103 @@ from matplotlib.figure import Figure
 from pytablewriter import MarkdownTableWriter
 
 from benchmarks.targets import targets
+from comparison.columns import Column, number
+
+Row = Mapping[str, Any]
+"""The fields of a `measure.Row` or `scaling.ScaledRow`."""
 
 
-def _text(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)
+def _column(header: str, form: str, key: str, factor: float = 1) -> Column[Row]:
+    return Column(key=key, header=header, format=number(form), get=lambda row: row[key] * factor)
+
+
+def _first_columns(visual: int) -> list[Column[Row]]:
+    """Return the columns that say what was measured, of prompts with so many visual tokens."""
+    return [
+        Column(key="name", header="", get=lambda row: row["name"]),
+        Column(key="batch", header="batch", get=lambda row: row["batch"]),
+        Column(
+            key="stages",
+            header="visual tokens",
+            get=lambda row: "/".join(map(str, row["stages"])) or str(visual),
+        ),
+    ]
+
+
+SPEED_COLUMNS = [
+    _column("prefill ms", ".2f", "prefill"),
+    _column("its graph ms", ".2f", "graph"),
+    _column("vision graph ms", ".2f", "vision"),
+    _column("first token ms", ".2f", "first"),
+    _column("ms a token", ".2f", "decode"),
+    Column[Row](
+        key="decode", header="tokens/s", format=number(".0f"), get=lambda row: 1000 * row["batch"] / row["decode"]
+    ),
+    _column("cache MB", ".1f", "held", 1e-6),
+    _column("peak GB", ".1f", "peak", 1e-9),
+]
+SCALING_COLUMNS = [
+    _column("prefill ms", ".1f", "prefill"),
+    _column("ms a token", ".1f", "decode"),
+    _column("answers/s", ".2f", "rate"),
+]
+MEMORY_COLUMNS = [_column("weights GB a GPU", ".1f", "weights", 1e-9), _column("peak GB a GPU", ".1f", "peak", 1e-9)]
+
+TARGET_COLUMNS: list[Column[Row]] = [
+    Column(key="name", header="target", get=lambda row: row["name"]),
+    Column(key="limit", header="limit", get=lambda row: f"{row['limit']:g}"),
+    _column("measured", ".3f", "measured"),
+    Column(key="met", header="", get=lambda row: "met" if row["met"] else "missed"),
+]
+
+
+def _table(columns: Sequence[Column[Row]], rows: Iterable[Row]) -> str:
+    """Return rows in Markdown; a cell whose row lacks the column's key is empty."""
+    cells = [[each.format(each.get(row)) if each.key in row else "" for each in columns] for row in rows]
+    headers = [each.header for each in columns]
+    text: str = MarkdownTableWriter(headers=headers, value_matrix=cells, margin=1).dumps()
+    return text
 
 
 def made_with(about: dict[str, Any]) -> str:
-    """On what a run was made, in a line."""
+    """Return what a run was made on and with, in a line."""
     versions = f"torch {about['torch']}, transformers {about['transformers']}, commit {about['commit']}"
     return f"{about['device']}, {about['dtype']}, {versions}"
 
 
 def tables(found: dict[str, Any]) -> str:
-    """The tables of a run, in Markdown: what was measured, and the targets beside it."""
-    rows = [
-        [
-            row["name"],
-            row["batch"],
-            "/".join(map(str, row["stages"])) or str(found["about"]["visual"]),
-            _text(row["prefill"], ".2f"),
-            _text(row["graph"], ".2f"),
-            _text(row["vision"], ".2f"),
-            _text(row["first"], ".2f"),
-            _text(row["decode"], ".2f"),
-            _text(1000 * row["batch"] / row["decode"], ".0f"),
-            _text(row["held"] / 1e6, ".1f"),
-            _text(row["peak"] / 1e9, ".1f"),
-        ]
-        for row in found["rows"]
-    ]
-    for way, told in found["ways"].items():
-        if told["free"] is not None:
-            rows.append([f"{way}, free method", 1, "", "", _text(told["free"], ".2f"), *[""] * 6])
-        rows.append([f"{way}, arithmetic floor", 1, "", "", _text(told["floor"], ".2f"), *[""] * 6])
-    headers = ["", "batch", "visual tokens", "prefill ms", "its graph ms", "vision graph ms", "first token ms"]
-    headers += ["ms a token", "tokens/s", "cache MB", "peak GB"]
-    measured = MarkdownTableWriter(headers=headers, value_matrix=rows, margin=1).dumps()
-    lines = [
-        [what, f"{limit:g}", _text(figure, ".3f"), "met" if kept else "missed"]
-        for what, limit, figure, kept in targets(found)
-    ]
-    aims = MarkdownTableWriter(headers=["target", "limit", "measured", ""], value_matrix=lines, margin=1).dumps()
-    return f"{measured}\n{aims}" if lines else measured
+    """Return the tables of a run in Markdown: what was measured, and the targets with what was reached."""
+    rows: list[Row] = list(found["rows"])
+    for name, way in found["ways"].items():
+        if way["free"] is not None:
+            rows.append({"name": f"{name}, free method", "batch": 1, "graph": way["free"]})
+        rows.append({"name": f"{name}, arithmetic floor", "batch": 1, "graph": way["floor"]})
+    measured = _table([*_first_columns(found["about"]["visual"]), *SPEED_COLUMNS], rows)
+    reached: list[Row] = [target._asdict() for target in targets(found)]
+    return f"{measured}\n{_table(TARGET_COLUMNS, reached)}" if reached else measured
+
+
+def graph_decisions(rows: Iterable[Row]) -> str:
+    """Return what the graph engine decided in each row, and why."""
+    lines = []
+    for row in rows:
+        if row["graph_report"]:
+            lines += [
+                f"{row['name']}, batch {row['batch']}:",
+                *(f"  {line}" for line in row["graph_report"].split("\n")),
+            ]
+    return "\n".join(["decisions of the graph engine:", *(lines or ["  none, as on a CPU, which has no CUDA graphs"])])
 
 
 def scaling_table(about: dict[str, Any], rows: Sequence[Any]) -> str:
-    """The table of `benchmarks.scaling`, in Markdown, and on what it was made."""
-    lines = [
-        [
-            row.name,
-            "/".join(map(str, row.stages)) or str(about["visual"]),
-            _text(row.prefill, ".1f"),
-            _text(row.decode, ".1f"),
-            _text(row.rate, ".2f"),
-            *(_text(spent, ".2f") for spent in row.collectives.values()),
-            _text(row.weights / 1e9, ".1f"),
-            _text(row.peak / 1e9, ".1f"),
-        ]
-        for row in rows
+    """Return the table of `benchmarks.scaling` in Markdown, and what it was made on."""
+    name, _, stages = _first_columns(about["visual"])
+    kinds = list(rows[0].collectives)
+    collectives = [_column(f"{kind} ms", ".2f", f"collectives {kind}") for kind in kinds]
+    fields = [
+        {**row._asdict(), **{f"collectives {kind}": spent for kind, spent in row.collectives.items()}} for row in rows
     ]
-    headers = ["", "visual tokens", "prefill ms", "ms a token", "answers/s"]
-    headers += [f"{kind} ms" for kind in rows[0].collectives] + ["weights GB a GPU", "peak GB a GPU"]
-    table = MarkdownTableWriter(headers=headers, value_matrix=lines, margin=1).dumps()
+    table = _table([name, stages, *SCALING_COLUMNS, *collectives, *MEMORY_COLUMNS], fields)
     return f"{table}\n{about['processes']} processes, {made_with(about)}"
 
 
@@ -79,14 +112,14 @@ def picture(found: dict[str, Any], file: Path) -> None:
     """Draw the prefill's time against the visual tokens of the mean layer, with the floor, into a PNG."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    curve = sorted(found["ways"].values(), key=lambda told: told["visual_tokens"])
-    tokens = [told["visual_tokens"] for told in curve]
+    curve = sorted(found["ways"].values(), key=lambda way: way["visual_tokens"])
+    tokens = [way["visual_tokens"] for way in curve]
     for key, label, style in (
         ("eager", "eager", "o--"),
         ("graph", "graph, fused", "o-"),
         ("floor", "arithmetic floor", ":"),
     ):
-        axes.plot(tokens, [told[key] for told in curve], style, label=label)
+        axes.plot(tokens, [way[key] for way in curve], style, label=label)
     axes.set(xlabel="visual tokens in the mean layer", ylabel="prefill, ms", ylim=(0, None))
     axes.set_title(f"{found['about']['backbone']}, {found['about']['device']}")
     axes.legend()

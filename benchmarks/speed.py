@@ -15,18 +15,27 @@ import transformers
 from tqdm import tqdm
 
 import strategy
-from benchmarks import ceilings
-from benchmarks.measure import Row, first_difference, free, row
+from benchmarks.measure import Row, first_difference, free_method_prefill, measure_row
 from benchmarks.models import BACKBONES, Case, build
-from benchmarks.report import made_with, picture, tables
+from benchmarks.report import graph_decisions, made_with, picture, tables
+from benchmarks.roofline import DecoderLayers, decode_floor, measure_roofline, prefill_floor
+from strategy.kernels.layer_spec import part
 
 ENGINES = ("eager", "graph")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+RowKey = tuple[str, str, int]
+"""The way to answer, the engine and the batch of a row."""
 
 
-def parser_of(about: str | None, new: int, output: str) -> argparse.ArgumentParser:
-    """What every measurement can be told; new, output: the defaults of these."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def common_parser(description: str | None, new: int, output: str) -> argparse.ArgumentParser:
+    """Return a command line with the arguments of every benchmark.
+
+    Args:
+        description: What the benchmark does.
+        new: The default of `--new`.
+        output: The default of `--output`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--backbone", required=True, choices=BACKBONES)
     parser.add_argument("--budget", default="192", help="keep_tokens, or up to 1 retain_ratio; several, such as 192,64")
     parser.add_argument("--strategy", default="clse", choices=strategy.available())
@@ -38,37 +47,41 @@ def parser_of(about: str | None, new: int, output: str) -> argparse.ArgumentPars
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = parser_of(__doc__, new=64, output="results/speed")
+    """Parse the command line."""
+    parser = common_parser(__doc__, new=64, output="results/speed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu: a small size")
     parser.add_argument("--batches", default="1", help="batch sizes, such as 1,2,4,8,16,32,64, for the first budget")
     return parser.parse_args(arguments)
 
 
-def dtype_of(options: argparse.Namespace, device: torch.device) -> torch.dtype:
-    """The type of the weights, as asked or as fits the device."""
-    return DTYPES[options.dtype or ("float32" if device.type == "cpu" else "float16")]
+def dtype_of(arguments: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """Return the type of the weights: the given one, or the one that fits the device."""
+    return DTYPES[arguments.dtype or ("float32" if device.type == "cpu" else "float16")]
 
 
-def ways_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The fields of `strategy.VTRConfig` for each way to answer, the unpruned one first; ValueError for no number."""
-    budgets = dict.fromkeys(numbers(options.budget, float))
-    pruned = {f"pruned {budget:g}": {"strategy": options.strategy, **knob(budget)} for budget in budgets}
+def ways_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the options of `strategy.VTRConfig` for each way to answer, the unpruned one first.
+
+    Raises:
+        ValueError: A budget is no number.
+    """
+    budgets = dict.fromkeys(numbers(arguments.budget, float))
+    pruned = {f"pruned {budget:g}": {"strategy": arguments.strategy, **budget_option(budget)} for budget in budgets}
     return {"unpruned": {"enabled": False}, **pruned}
 
 
-def knob(budget: float) -> dict[str, Any]:
-    """A budget as the field of VTRConfig that it is."""
+def budget_option(budget: float) -> dict[str, Any]:
+    """Return a budget as the option of `VTRConfig` that it stands for."""
     return {"retain_ratio": budget} if budget <= 1 else {"keep_tokens": int(budget)}
 
 
 def numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """The numbers of a comma-separated list."""
+    """Return the numbers of a comma-separated list."""
     return [kind(each) for each in text.split(",") if each]
 
 
 def commit() -> str:
-    """The commit measured, with a plus if it was changed."""
+    """Return the commit that is measured, with a plus if files differ from it."""
     try:
         found = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -76,92 +89,100 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-class Kept:
-    """The rows that a run has measured so far, in a file, for the same command on the same commit to go on from."""
+class PartialResults:
+    """The rows that a run has measured so far, in a file, from which the same command on the same commit resumes.
+
+    Args:
+        file: The file.
+        command: The command.
+    """
 
     def __init__(self, file: Path, command: str) -> None:
         self.file, self.made_by = file, {"command": command, "commit": commit()}
-        self.rows: dict[tuple[str, str, int], Row] = {}
+        self.rows: dict[RowKey, Row] = {}
         found = json.loads(file.read_text()) if file.is_file() else {}
         if found.get("made_by") == self.made_by:
             self.rows = {(name, engine, batch): Row(**values) for name, engine, batch, values in found["rows"]}
 
-    def write(self, rows: dict[tuple[str, str, int], Row]) -> None:
-        """Keep these rows."""
+    def add(self, key: RowKey, row: Row) -> None:
+        """Add a row, and write the file."""
+        self.rows[key] = row
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        whole = {"made_by": self.made_by, "rows": [[*key, each._asdict()] for key, each in rows.items()]}
-        beside = self.file.with_suffix(".new")
-        beside.write_text(json.dumps(whole))
-        beside.replace(self.file)
+        content = {"made_by": self.made_by, "rows": [[*key, each._asdict()] for key, each in self.rows.items()]}
+        part = self.file.with_suffix(".new")
+        part.write_text(json.dumps(content))
+        part.replace(self.file)
 
 
-def measured(options: argparse.Namespace, command: str, kept: Kept) -> dict[str, Any]:
-    """Everything that a run measures, ready for JSON; rows that are kept are not measured again."""
-    device = torch.device(options.device)
-    small = device.type == "cpu"
-    dtype = dtype_of(options, device)
-    case = build(options.backbone, options.device, dtype, small=small)
-    repeats, layers = options.repeats, case.model.get_decoder().layers
-    budgets = [*dict.fromkeys(numbers(options.budget, float))]
-    ways = ways_of(options)
-    jobs = [(way, engine, 1) for way in ways for engine in ENGINES]
-    jobs += [(way, "graph", batch) for batch in numbers(options.batches, int) if batch > 1 for way in [*ways][:2]]
-    rows: dict[tuple[str, str, int], Row] = dict(kept.rows)
-    with tqdm(total=len(jobs) + 1 + len(budgets), desc="Measuring", unit="way") as bar:
-        top = ceilings.measure(device, dtype)
-        bar.update()
-        for way, engine, batch in jobs:
-            bar.set_postfix_str(f"{way} {engine}, batch {batch}")
-            times = max(3, repeats // batch)
+def measure_rows(arguments: argparse.Namespace, case: Case, results: PartialResults, bar: Any) -> None:
+    """Measure every way to answer with both engines, and the first two in batches, as far as rows are missing."""
+    ways = ways_of(arguments)
+    keys = [(way, engine, 1) for way in ways for engine in ENGINES]
+    keys += [(way, "graph", batch) for batch in numbers(arguments.batches, int) if batch > 1 for way in [*ways][:2]]
+    bar.total += len(keys)
+    for way, engine, batch in keys:
+        bar.set_postfix_str(f"{way} {engine}, batch {batch}")
+        if (way, engine, batch) not in results.rows:
+            options = {"engine": engine, **ways[way]}
+            repeats = max(3, arguments.repeats // batch)
             try:
-                if (way, engine, batch) in rows:
-                    continue
-                rows[way, engine, batch] = row(
-                    f"{way} {engine}", case, batch, times, options.new, engine=engine, **ways[way]
-                )
-                kept.write(rows)
+                row = measure_row(f"{way} {engine}", case, batch, repeats, arguments.new, **options)
+                results.add((way, engine, batch), row)
             except torch.cuda.OutOfMemoryError:
                 print(f"{way} {engine}: batch {batch} does not fit into memory", file=sys.stderr)
                 torch.cuda.empty_cache()
-            finally:
-                bar.update()
-        alone = {}
+        bar.update()
+
+
+def measure(arguments: argparse.Namespace, command: str, results: PartialResults) -> dict[str, Any]:
+    """Return everything that a run measures, ready for JSON; rows among the partial results are reused."""
+    device = torch.device(arguments.device)
+    dtype = dtype_of(arguments, device)
+    case = build(arguments.backbone, arguments.device, dtype, small=device.type == "cpu")
+    layers, ways = DecoderLayers.of(case.model), ways_of(arguments)
+    budgets = [None, *dict.fromkeys(numbers(arguments.budget, float))]
+    with tqdm(total=len(budgets), desc="Measuring", unit="way") as bar:
+        roofline = measure_roofline(device, dtype)
+        bar.update()
+        measure_rows(arguments, case, results, bar)
+        free: dict[str, float] = {}
         for way in [*ways][1:]:
-            alone[way] = free(case, rows[way, "graph", 1].lengths, 1, repeats)
+            free[way] = free_method_prefill(case, results.rows[way, "graph", 1].lengths, 1, arguments.repeats)
             bar.update()
-    weight = layers[0].self_attn.k_proj.weight
-    told = {}
-    for way, budget in zip(ways, (None, *budgets), strict=True):
-        eager, graph = (rows[way, engine, 1] for engine in ENGINES)
-        told[way] = {
+    keys: Any = part(layers.modules[0], layers.specs[0].key)
+    kept_token = 2 * len(layers.modules) * keys.weight.shape[0] * keys.weight.element_size()
+    found = {}
+    for way, budget in zip(ways, budgets, strict=True):
+        eager, graph = (results.rows[way, engine, 1] for engine in ENGINES)
+        found[way] = {
             "budget": budget,
             "eager": _prefill(eager),
             "graph": _prefill(graph),
-            "free": alone.get(way),
-            "floor": ceilings.floor(layers, graph.lengths, 1, top),
-            "operations": _operations(layers, graph.lengths),
-            "visual_tokens": sum(graph.lengths) / len(layers) - (case.tokens - case.visual),
-            "kept_bytes": 2 * len(layers) * graph.lengths[-1] * weight.shape[0] * weight.element_size(),
+            "free": free.get(way),
+            "floor": prefill_floor(layers, graph.lengths, 1, roofline),
+            "operations": sum(layers.multiply_adds(graph.lengths)),
+            "visual_tokens": sum(graph.lengths) / len(layers.modules) - (case.tokens - case.visual),
+            "kept_bytes": kept_token * graph.lengths[-1],
             "first_difference": first_difference(case, graph.tokens[0], eager.tokens[0], **ways[way]),
         }
     return {
-        "about": about(options, case, device, dtype, command)
+        "about": facts(arguments, case, device, dtype, command)
         | {
-            "ceilings": {"TFLOP/s": top.operations / 1e12, "GB/s": top.bytes / 1e9},
-            "decode_floor": ceilings.decode_floor(case.model, top),
+            "ceilings": {"TFLOP/s": roofline.operations / 1e12, "GB/s": roofline.bytes / 1e9},
+            "decode_floor": decode_floor(case.model, roofline),
         },
-        "rows": [each._asdict() for each in rows.values()],
-        "ways": told,
+        "rows": [each._asdict() for each in results.rows.values()],
+        "ways": found,
     }
 
 
-def about(
-    options: argparse.Namespace, case: Case, device: torch.device, dtype: torch.dtype, command: str
+def facts(
+    arguments: argparse.Namespace, case: Case, device: torch.device, dtype: torch.dtype, command: str
 ) -> dict[str, Any]:
-    """What was measured, on what and with which versions."""
+    """Return what is measured, on which device and with which versions."""
     return {
-        "backbone": options.backbone,
-        "strategy": options.strategy,
+        "backbone": arguments.backbone,
+        "strategy": arguments.strategy,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, a small size",
         "dtype": str(dtype).removeprefix("torch."),
         "visual": case.visual,
@@ -174,32 +195,26 @@ def about(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the tables, and write the JSON and the plot."""
-    options = parse(arguments)
+    """Measure, print the tables and the decisions of the graph engine, and write the JSON and the plot."""
+    given = parse(arguments)
     command = "python -m benchmarks.speed " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    folder, stem = Path(options.output), f"{options.backbone}_{options.strategy}_{options.budget.replace(',', '_')}"
-    kept = Kept(folder / f"{stem}.part", command)
-    found = measured(options, command, kept)
+    folder, stem = Path(given.output), f"{given.backbone}_{given.strategy}_{given.budget.replace(',', '_')}"
+    results = PartialResults(folder / f"{stem}.part", command)
+    found = measure(given, command, results)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(found, indent=1))
-    kept.file.unlink(missing_ok=True)
+    results.file.unlink(missing_ok=True)
     picture(found, folder / f"{stem}.png")
     print(tables(found))
+    print(graph_decisions(found["rows"]))
     print(made_with(found["about"]))
-    for way, told in found["ways"].items():
-        print(f"{way}: where the answers of the engines part: {told['first_difference']}")
+    for name, way in found["ways"].items():
+        print(f"{name}: where the answers of the engines differ first: {way['first_difference']}")
     print(f"written: {folder / stem}.json and .png")
 
 
 def _prefill(row: Row) -> float:
     return row.prefill if math.isnan(row.graph) else row.graph
-
-
-def _operations(layers: Any, lengths: list[int]) -> float:
-    return sum(
-        length * (ceilings.token_cost(layer, 0) + ceilings.pair_cost(layer, ceilings.llama_spec(layer)) * length / 2)
-        for layer, length in zip(layers, lengths, strict=True)
-    )
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def test_documented_comparisons_are_understood(words, monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["compare", "--model", "m", "--pretrained", "p", *words[words.index("compare") + 1 :]]
     )
-    given = compare.options()
+    given = compare.parse()
     assert set(given.strategies.split(",")) - {"change"} <= set(strategy.available())
     assert all(budget.isdecimal() for budget in given.budgets.split(","))
 
@@ -143,7 +143,7 @@ def test_documented_comparisons_are_understood(words, monkeypatch):
 @pytest.mark.parametrize("words", commands("speed"), ids=lambda words: words[2])
 def test_documented_measurements_are_understood(words):
     given = speed.parse(["--backbone", words[2], *words[words.index("speed") + 1 :]])
-    assert all(speed.knob(budget) for budget in speed.numbers(given.budget, float))
+    assert all(speed.budget_option(budget) for budget in speed.numbers(given.budget, float))
 
 
 @pytest.mark.parametrize("words", commands("benchmarks.scaling"), ids=lambda words: words[-1])

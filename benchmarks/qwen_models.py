@@ -1,0 +1,125 @@
+"""Qwen2-VL and Qwen3-VL, on transformers 4.57 and 5.2."""
+
+# Each backbone has an environment of its own, so what a builder needs is imported in it.
+# ruff: noqa: PLC0415
+
+from typing import Any
+
+import torch
+
+from benchmarks.families import LAYERS, Prompt, text_ids
+
+SMALL_QWEN = {
+    "vocab_size": 320,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
+
+
+def _qwen_ids(small: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the special tokens of the text's configuration, and those of the model's."""
+    first = 300 if small else 151643
+    text = {"bos_token_id": first, "pad_token_id": first, "eos_token_id": first + 2}
+    whole = {"vision_start_token_id": 9, "vision_end_token_id": 10, "image_token_id": 12, "video_token_id": 13}
+    return text, {name: first + further for name, further in whole.items()}
+
+
+def _qwen(kind: Any, config: Any, dtype: torch.dtype, small: bool, text: dict[str, Any], vision: dict[str, Any]) -> Any:
+    own, whole = _qwen_ids(small)
+    whole_config = config(text_config=text | {"rms_norm_eps": 1e-6} | own, vision_config=vision, **whole)
+    model = kind._from_config(whole_config, dtype=dtype, attn_implementation="sdpa")
+    model.generation_config.update(**own)
+    return model
+
+
+def create_qwen2(dtype: torch.dtype, small: bool, large: bool = False) -> Any:
+    """Create Qwen2-VL-7B, a small one, or the 72B one."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    import qwen2_vl_vtr  # noqa: F401  registers the backbone
+
+    text: dict[str, Any] = {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]},
+    }
+    vision = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "patch_size": 14}
+    if large:
+        text |= {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80}
+        text |= {"num_attention_heads": 64, "num_key_value_heads": 8}
+        vision["hidden_size"] = 8192
+    if small:
+        text = SMALL_QWEN | {"rope_scaling": {"rope_type": "default", "mrope_section": [4, 6, 6]}}
+        vision = {"depth": 2, "embed_dim": 64, "hidden_size": 128, "num_heads": 2, "patch_size": 4}
+    return _qwen(Qwen2VLForConditionalGeneration, Qwen2VLConfig, dtype, small, text | {"rope_theta": 1e6}, vision)
+
+
+def create_qwen3(dtype: torch.dtype, small: bool) -> Any:
+    """Create Qwen3-VL-8B, or a small one."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    import qwen3_vl_vtr  # noqa: F401  registers the backbone
+
+    rotary = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True}
+    text: dict[str, Any] = {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rope_parameters": rotary | {"mrope_section": [24, 20, 20]},
+    }
+    vision: dict[str, Any] = {
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "out_hidden_size": 4096,
+        "num_heads": 16,
+        "patch_size": 16,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [8, 16, 24],
+    }
+    if small:
+        text = SMALL_QWEN | {"head_dim": 32, "rope_parameters": rotary | {"mrope_section": [6, 5, 5]}}
+        vision = {
+            "depth": 4,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "out_hidden_size": 128,
+            "num_heads": 2,
+            "patch_size": 4,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [1, 2, 3],
+        }
+    return _qwen(Qwen3VLForConditionalGeneration, Qwen3VLConfig, dtype, small, text, vision)
+
+
+def qwen_prompt(model: Any, dtype: torch.dtype) -> Prompt:
+    """Return a prompt with one picture."""
+    config, tower = model.config, model.config.vision_config
+    small = config.get_text_config().vocab_size == SMALL_QWEN["vocab_size"]
+    end, side = model.generation_config.eos_token_id, 24 if small else 72
+    visual = (side // tower.spatial_merge_size) ** 2
+    text = model.generation_config.pad_token_id
+    before = [*text_ids(14, text), config.vision_start_token_id]
+    # As in the chat template, four tokens follow the one that ends the question's turn.
+    after = [config.vision_end_token_id, *text_ids(34, text), end, *text_ids(4, text)]
+    ids = [*before, *[config.image_token_id] * visual, *after]
+    width = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
+    visuals = {
+        "pixel_values": torch.randn(side * side, width, dtype=dtype),
+        "image_grid_thw": torch.tensor([[1, side, side]]),
+    }
+    return Prompt(ids, visuals, visual, len(ids))
