@@ -13,10 +13,12 @@ from strategy.config import VTRConfig, describe_options, strategy_options
 
 VIDEO = "videollava"
 UNPRUNED_OPTIONS = ("engine",)  # options that matter without pruning, too
+OptionValues = Mapping[str, Any]
+"""Options of `strategy.VTRConfig`, by name."""
 
 
 class Evaluator(Protocol):
-    """Answers questions with one model; `options` are those of `strategy.VTRConfig`.
+    """Answers questions with one model.
 
     Attributes:
         package: The package of the model's backbone.
@@ -24,15 +26,15 @@ class Evaluator(Protocol):
 
     package: str
 
-    def run(self, task: str, options: Mapping[str, Any], limit: int | None) -> Run:
+    def run(self, task: str, options: OptionValues, limit: int | None) -> Run:
         """Answer and score a task's questions, the first `limit` if given."""
 
     def inspect_many(
-        self, task: str, numbers: Sequence[int], options: Mapping[str, Any], limit: int | None
+        self, task: str, numbers: Sequence[int], options: OptionValues, limit: int | None
     ) -> list[Inspection]:
         """Answer some of a task's questions one by one, and return how each was answered."""
 
-    def inspect_one(self, image: str, question: str, options: Mapping[str, Any]) -> Inspection:
+    def inspect_one(self, image: str, question: str, options: OptionValues) -> Inspection:
         """Answer a question about the picture or video in a file; ValueError if the file cannot be read."""
 
 
@@ -103,7 +105,7 @@ def take_options(arguments: argparse.Namespace, set_otherwise: Collection[str], 
     return options
 
 
-def pruned_options(name: str, given: Mapping[str, Any], **own: Any) -> dict[str, Any]:
+def pruned_options(name: str, given: OptionValues, **own: Any) -> dict[str, Any]:
     """Return the options of a pruned run: those that are given and that the strategy `name` uses, and its own.
 
     Raises:
@@ -116,12 +118,12 @@ def pruned_options(name: str, given: Mapping[str, Any], **own: Any) -> dict[str,
     return options
 
 
-def unpruned_options(given: Mapping[str, Any]) -> dict[str, Any]:
+def unpruned_options(given: OptionValues) -> dict[str, Any]:
     """Return the options of the unpruned run: of those that are given, the ones that matter without pruning."""
     return {"enabled": False} | {name: given[name] for name in UNPRUNED_OPTIONS if name in given}
 
 
-def check_used(given: Mapping[str, Any], strategies: Sequence[str]) -> None:
+def check_used(given: OptionValues, strategies: Sequence[str]) -> None:
     """Raise ValueError for an option that none of the strategies uses."""
     users = strategy_options()
     for option, value in given.items():

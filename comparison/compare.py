@@ -23,6 +23,7 @@ from tqdm import tqdm
 import strategy
 from comparison.cli import (
     Evaluator,
+    OptionValues,
     add_options,
     check_used,
     load_evaluator,
@@ -40,8 +41,6 @@ from strategy.config import describe_options
 
 SET_OTHERWISE = ("enabled", "strategy", "keep_tokens", "retain_ratio")
 HOW = "since --strategies and --budgets set it"
-Options = Mapping[str, Any]
-"""Options of `strategy.VTRConfig`."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,7 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def options_of_runs(arguments: argparse.Namespace) -> list[Options]:
+def options_of_runs(arguments: argparse.Namespace) -> list[OptionValues]:
     """Return the options of each run that a command line asks for, the unpruned run first.
 
     An option that only some of the strategies use is in their runs only.
@@ -81,7 +80,7 @@ def options_of_runs(arguments: argparse.Namespace) -> list[Options]:
     return [unpruned_options(given), *runs]
 
 
-def path_of(folder: Path, settings: Mapping[str, Any], options: Options) -> Path:
+def path_of(folder: Path, settings: Mapping[str, Any], options: OptionValues) -> Path:
     """Return where a run is stored: under a name that changes with its options and settings.
 
     Args:
@@ -96,7 +95,7 @@ def path_of(folder: Path, settings: Mapping[str, Any], options: Options) -> Path
     return folder / "runs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
 
 
-def run_or_load(evaluator: Evaluator, task: str, options: Options, limit: int | None, file: Path) -> Run:
+def run_or_load(evaluator: Evaluator, task: str, options: OptionValues, limit: int | None, file: Path) -> Run:
     """Return the stored run, or a new one, which is stored.
 
     A run that the strategy refuses is returned with its reason, and not stored; the unpruned run raises that reason.
@@ -148,7 +147,7 @@ def draw_examples(
     evaluator: Evaluator,
     task: str,
     chosen: Sequence[tuple[Run, int]],
-    options: Sequence[Options],
+    options: Sequence[OptionValues],
     limit: int | None,
 ) -> list[Example]:
     """Answer the chosen questions again, and draw them.
@@ -176,7 +175,7 @@ def draw_examples(
     return drawn
 
 
-def facts(arguments: argparse.Namespace, given: Options, task: str, run: Run) -> dict[str, str]:
+def facts(arguments: argparse.Namespace, given: OptionValues, task: str, run: Run) -> dict[str, str]:
     """Return facts about the runs, for the report."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")]
@@ -195,7 +194,7 @@ def facts(arguments: argparse.Namespace, given: Options, task: str, run: Run) ->
     }
 
 
-def compare(evaluator: Evaluator, arguments: argparse.Namespace, options: Sequence[Options], task: str) -> None:
+def compare(evaluator: Evaluator, arguments: argparse.Namespace, options: Sequence[OptionValues], task: str) -> None:
     """Run or load the runs of one task, and write the table, the CSV and the report."""
     folder = arguments.output / arguments.model / Path(task).name
     data = arguments.pretrained, arguments.include_path, task

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 VERSIONED = ("torch", "transformers", "lmms-eval")
-START = 1 << 20  # bytes of a data file that, with its name and size, tell it from others
+START = 1 << 20  # bytes of a data file that are read; its name and its size count, too
 LIBRARIES = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
 
 

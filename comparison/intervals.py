@@ -1,4 +1,4 @@
-"""How sure an accuracy is: bootstrap intervals over the questions."""
+"""Bootstrap intervals of an accuracy, over the questions."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from scipy.stats import bootstrap
 Interval = tuple[float, float]
 
 
-@lru_cache(maxsize=1024)  # table, CSV and figure ask for the same ones
+@lru_cache(maxsize=1024)  # table, CSV and figure need the same intervals
 def _interval(scores: tuple[float, ...]) -> Interval:
     values = np.asarray(scores, dtype=float)
     if not len(values) or not np.isfinite(values).all():
@@ -23,18 +23,21 @@ def _interval(scores: tuple[float, ...]) -> Interval:
 
 
 def interval(scores: Sequence[float]) -> Interval:
-    """The 95 % interval of the mean, BCa with a fixed seed.
+    """Return the 95 % interval of the mean, by BCa with a fixed seed.
 
-    Constant scores, one alone too, give their value twice; without scores, or with one that is not finite, nan.
+    Constant scores have their value as both bounds. Without scores, or with one that is not finite, they
+    are nan.
     """
     return _interval(tuple(scores))
 
 
 def paired_interval(scores: Sequence[float], reference: Sequence[float]) -> Interval:
-    """The 95 % interval of the mean of scores minus that of the reference, over the same questions.
+    """Return the 95 % interval of the mean of the scores minus that of a reference, over the same questions.
 
-    Questions are resampled, so each keeps its pair; that is the interval of the mean of the differences.
-    nan without scores; ValueError if the numbers of questions differ.
+    Questions are resampled with both of their scores, so this is the interval of the mean of the differences.
+
+    Raises:
+        ValueError: The numbers of questions differ.
     """
     if len(scores) != len(reference):
         raise ValueError(f"{len(scores)} scores cannot be paired with {len(reference)}")

@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -47,7 +48,9 @@ class Lmms:
         model = get_model(self.model, force_simple=force_simple)
         return model.create_from_arg_string(self.model_args, dict(options))
 
+    @cached_property
     def _tasks(self) -> TaskManager:
+        # It reads thousands of files of lmms-eval, which takes seconds.
         return TaskManager(include_path=self.include_path, model_name=self.model)
 
     def run(self, task: str, options: Mapping[str, Any], limit: int | None) -> Run:
@@ -56,7 +59,7 @@ class Lmms:
         Raises:
             ValueError: The name is not that of a single task.
         """
-        tasks = self._tasks()
+        tasks = self._tasks
         if task not in tasks.all_subtasks:
             raise ValueError(f"--tasks {task}: lmms-eval has no single task of that name; name a group's tasks")
         lm = self.load(options)
@@ -95,7 +98,7 @@ class Lmms:
         """Answer some of a task's questions one by one, and return how each was answered."""
         lm = self.load(options)
         kind = "simple" if lm.is_simple else "chat"
-        [loaded] = get_task_dict([task], self._tasks(), kind).values()
+        [loaded] = get_task_dict([task], self._tasks, kind).values()
         loaded.build_all_requests(limit=limit)
         lm.task_dict[task] = loaded.dataset
         requests = {request.doc_id: request for request in loaded.instances}

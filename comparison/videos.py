@@ -48,7 +48,10 @@ class Videos:
         self._answerer.video_dir = str(Path(task) / "videos")
         samples, left_out = read_samples(Path(task) / "test_q.json", Path(task) / "test_a.json")
         if left_out:
-            raise ValueError(f"{len(left_out)} entries cannot be asked, the first: {left_out[0].reason}")
+            raise ValueError(
+                f"--tasks {task}: leave out the {len(left_out)} entries that cannot be answered; the first one: "
+                f"{left_out[0].reason}"
+            )
         return samples[:limit]
 
     def run(self, task: str, options: Mapping[str, Any], limit: int | None) -> Run:

@@ -4,6 +4,7 @@ A backbone's tests import everything from here and give a fixture `asked`, an `A
 """
 
 import csv
+import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from comparison import compare, look
+from comparison import cli, compare, look
+from comparison.digest import packages_with
 from comparison.runs import load
-from strategy import VTRConfig, available
+from strategy import VTRConfig, available, backbone
 
 ROOT = Path(__file__).parents[1]
 PICTURE, QUESTION = "examples/shapes/picture.jpg", "What colour is the star?"
@@ -97,10 +99,8 @@ def test_a_budget_that_cannot_be_met_is_a_row_with_its_reason(asked, type_, tmp_
         (["--strategies", "clse", "--budgets", "64", "--budget_basis", "tokens"], "compare: budget_basis='tokens'"),
         (["--strategies", "clse", "--budgets", "64", "--examples", "-1"], "compare: --examples -1: want a number"),
         (["--strategies", "clse", "--budgets", "64", "--model_args", "vtr_keep_tokens=3"], "compare: --model_args "),
-        (
-            ["--strategies", "pool", "--budgets", "64", "--clse_temp", "1"],
-            "compare: clse_temp='1': none of pool uses it",
-        ),
+        (["--strategies", "pool", "--budgets", "64", "--clse_temp", "1"], "compare: clse_temp='1': none of pool uses"),
+        (["--strategies", "clse", "--budgets", "64", "--model", "vtr"], "compare: --model vtr: allowed in this"),
     ],
 )
 def test_a_mistake_in_the_command_is_one_sentence(asked, type_, tmp_path, words, sentence):
@@ -132,6 +132,17 @@ def test_a_stop_by_hand_is_one_sentence_that_says_how_to_go_on(asked, type_, tmp
     words = ["--strategies", "clse", "--budgets", "64", "--tasks", asked.task, "--output", tmp_path]
     with pytest.raises(SystemExit, match="compare: stopped; the same command goes on"):
         type_(compare.main, *words)
+
+
+def test_the_digest_covers_the_packages_that_the_backbone_is_built_from(asked):
+    evaluator = cli.load_evaluator(look.parse(asked.words("--image", "i", "--question", "?")[1:]))
+    importlib.import_module(evaluator.package)
+    own = [each for each in backbone._backbones.values() if type(each).__module__.startswith(f"{evaluator.package}.")]
+    lineage = {cls.__module__.partition(".")[0] for each in own for cls in type(each).__mro__} - {"abc", "builtins"}
+    assert {"strategy", evaluator.package} <= lineage
+    covered = packages_with([evaluator.package])
+    assert lineage <= set(covered)
+    assert not {"torch", "transformers", "lmms_eval"} & set(covered)
 
 
 @pytest.mark.parametrize("name", available())
