@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -33,12 +34,14 @@ class Lmms:
         text = ",".join([self.arguments, *(f"{name}={value}" for name, value in knobs.items())])
         return get_model(self.model, **options).create_from_arg_string(text)
 
+    @cached_property
     def _tasks(self) -> TaskManager:
+        # lmms-eval reads thousands of files for it, which takes seconds.
         return TaskManager(include_path=self.include_path, model_name=self.model)
 
     def run(self, task: str, knobs: Mapping[str, Any], limit: int | None) -> Run:
         """Answer and score a task's questions, the first `limit` if given; ValueError for what is no single task."""
-        tasks = self._tasks()
+        tasks = self._tasks
         if task not in tasks.all_subtasks:
             raise ValueError(f"--tasks {task}: lmms-eval knows no single task of that name; name a group's tasks")
         lm = self.load(knobs)
@@ -75,7 +78,7 @@ class Lmms:
         """Ask some of a task's questions again, one by one, and watch."""
         lm = self.load(knobs)
         kind = "simple" if lm.is_simple else "chat"
-        [asked] = get_task_dict([task], self._tasks(), kind).values()
+        [asked] = get_task_dict([task], self._tasks, kind).values()
         asked.build_all_requests(limit=limit)
         lm.task_dict[task] = asked.dataset
         requests = {request.doc_id: request for request in asked.instances}

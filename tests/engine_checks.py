@@ -318,6 +318,7 @@ def first_layers(name: str) -> list[int]:
     return [1, 0]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(("name", "first"), [(name, at) for name in strategy.available() for at in first_layers(name)])
 def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, batch, name, first, attention):

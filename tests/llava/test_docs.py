@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import libyaml  # noqa: F401
 import pytest
 import tomllib
 import torch
