@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from strategy import Grid, RunRecord, View, VTRConfig
-from strategy.clse import evolution_factor, spectral_energy
+from strategy.clse import CLSEOptions, evolution_factor, spectral_energy
 
 Maps = list[Tensor]
 """For each picture or video its values on the grid, [T, H, W]."""
@@ -44,14 +44,15 @@ class Watch:
         return [values.float().cpu()[tokens].view(grid) for grid, tokens in pairs]
 
     def _evolution(self, view: View) -> Maps:
-        maps = []
+        maps, own = [], self.config.options
+        options = own if isinstance(own, CLSEOptions) else CLSEOptions()
         for grid, tokens in zip(view.grids, view.on_grid, strict=True):
-            volume = self.config.clse_fft_3d and grid[0] > 1
+            volume = options.clse_fft_3d and grid[0] > 1
             before, after = (
-                spectral_energy(features[:1, tokens], grid, self.config.clse_cutoff_ratio, volume)
+                spectral_energy(features[:1, tokens], grid, options.clse_cutoff_ratio, volume)
                 for features in (view.reference, view.features)
             )
-            maps.append(evolution_factor(before, after, self.config.clse_temp)[0].cpu().view(grid))
+            maps.append(evolution_factor(before, after, options.clse_temp)[0].cpu().view(grid))
         return maps
 
 

@@ -7,7 +7,16 @@ import runpy
 
 import yaml
 
-yaml.FullLoader = yaml.loader.FullLoader = yaml.CFullLoader
+
+class Loader(yaml.CFullLoader):
+    """Keeps the name of the file that it reads, for which lmms-eval asks PyYAML's own loader."""
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.name = getattr(stream, "name", "<file>")
+
+
+yaml.FullLoader = yaml.loader.FullLoader = Loader
 
 if __name__ == "__main__":
     runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)
