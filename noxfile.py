@@ -43,6 +43,8 @@ VIDEO = "video/Video-LLaVA"
 DEMO = ("--budgets", "192,128,64", "--output", "results/demo")
 COMMANDS = ("compare", "look")  # of the package comparison, told which model and weights
 SPEED = "speed"  # the benchmark, told which backbone
+PYTEST = ("pytest", "-n", "2", "--dist", "loadgroup")
+QUICK = ("engine", "hostile", "model")  # the tests of one backbone that start no process
 
 nox.options.sessions = ["lint", "strategy", *BACKBONES, "video"]
 
@@ -57,18 +59,32 @@ def install(session: nox.Session, folder: str) -> None:
     """Install the locked versions and, editable, this repository's own packages."""
     session.install("--no-deps", "-r", f"{folder}/{LOCK}")
     session.install("--no-deps", *(part for path in (*own_packages(folder).values(), folder) for part in ("-e", path)))
+    # Where a container forbids byte code, each of the many processes that tests start would compile torch anew.
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
+
+
+def check(session: nox.Session, *words: str) -> None:
+    """Run tests by two workers of one thread each, as many as there are cores in CI."""
+    session.run(*PYTEST, *words, env={"OMP_NUM_THREADS": "1"})
 
 
 def tested(session: nox.Session, folder: str, tests: str, model: str, checkpoint: str) -> bool:
-    """Install a backbone and run its tests; or the command after `--`, and then return False."""
+    """Install a backbone and run its tests, with options for pytest after `--`; or the command after `--`.
+
+    Returns:
+        Whether the tests were run.
+    """
     install(session, folder)
-    if session.posargs and session.posargs[0] == SPEED:
+    first = session.posargs[0] if session.posargs else "-"
+    if first.startswith("-"):
+        check(session, tests, *session.posargs)
+    elif first == SPEED:
         session.run("python", "-m", "benchmarks.speed", "--backbone", session.name, *session.posargs[1:])
-    elif session.posargs and session.posargs[0] in COMMANDS:
+    elif first in COMMANDS:
         command(session, model, checkpoint, *session.posargs)
     else:
-        session.run(*(session.posargs or ("pytest", tests)), external=bool(session.posargs))
-    return not session.posargs
+        session.run(*session.posargs, external=True)
+    return first.startswith("-")
 
 
 def command(session: nox.Session, model: str, checkpoint: str, name: str, *arguments: str) -> None:
@@ -122,8 +138,8 @@ def video(session: nox.Session) -> None:
 def strategy(session: nox.Session) -> None:
     """Test the package `strategy` with nothing but torch, and the tables and reports of `comparison`."""
     install(session, ".")
-    session.run("pytest", "tests/strategy")
-    session.run("pytest", "tests/comparison")
+    check(session, "tests/strategy", *session.posargs)
+    check(session, "tests/comparison", *session.posargs)
 
 
 @nox.session(python=PYTHON)
@@ -133,6 +149,21 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+
+
+@nox.session(python=False)
+def quick(session: nox.Session) -> None:
+    """Check style and types, and run the tests that take a few minutes."""
+    session.notify("lint")
+    session.notify("strategy")
+    session.notify("llava", [*PYTEST, *(f"tests/llava/test_{name}.py" for name in QUICK)])
+
+
+@nox.session(python=False)
+def full(session: nox.Session) -> None:
+    """Run what plain `nox` runs, with every row of each matrix of tests."""
+    for name in nox.options.sessions:
+        session.notify(name, ["--full"])
 
 
 @nox.session(python=PYTHON)

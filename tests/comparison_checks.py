@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import libyaml  # noqa: F401
 import pytest
 from PIL import Image
 

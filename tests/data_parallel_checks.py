@@ -9,10 +9,12 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from documents import launches
 from launching import launched, run
-from lmms_checks import ROOT, TASKS
+from lmms_checks import LMMS_EVAL, ROOT, TASKS
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
+pytestmark = pytest.mark.xdist_group("processes")
+TYPED = ("-m", "lmms_eval")
 LIMIT = 5  # which neither two nor three processes share evenly
 KNOBS = "strategy=clse,keep_tokens=64"
 FAULTY = ROOT / "tests/faulty.py"
@@ -50,9 +52,11 @@ def evaluation(wrapper, output, *more):
     return [*words, "--output_path", output, "--log_samples"]
 
 
-@pytest.mark.parametrize(("count", "more"), [(2, ()), (3, ()), (2, ("zero_stage=3",))])
-def test_processes_answer_and_count_as_one(wrapper, single, tmp_path, count, more):
-    done = run(launched(count, "-m", "lmms_eval", *evaluation(wrapper, tmp_path, *more)))
+@pytest.mark.parametrize(
+    ("count", "start", "more"), [(2, TYPED, ()), (3, (LMMS_EVAL,), ()), (2, (LMMS_EVAL,), ("zero_stage=3",))]
+)
+def test_processes_answer_and_count_as_one(wrapper, single, tmp_path, count, start, more):
+    done = run(launched(count, *start, *evaluation(wrapper, tmp_path, *more)))
     assert done.returncode == 0, done.stderr[-8000:]
     [samples] = tmp_path.rglob("*_samples_*.jsonl")
     [results] = tmp_path.rglob("*_results.json")
@@ -74,7 +78,7 @@ def go_on(wrapper, answers, tmp_path, question, then, *more):
     assert "so all ranks stop" not in done.stderr, done.stderr[-8000:]  # the launcher names the one that died
     made = sum(len(file.read_text().splitlines()) for file in folder.glob("*.jsonl"))
     assert 1 <= made < LIMIT
-    done = run(launched(then, "-m", "lmms_eval", *words))
+    done = run(launched(then, LMMS_EVAL, *words))
     assert done.returncode == 0, done.stderr[-8000:]
     [samples] = tmp_path.rglob("*_samples_*.jsonl")
     assert by_number(map(json.loads, samples.read_text().splitlines())) == answers

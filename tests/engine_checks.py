@@ -318,9 +318,15 @@ def first_layers(name: str) -> list[int]:
     return [1, 0]
 
 
+# A strategy and its first layer are one value, so that each such pair meets every batch in `pairs`.
+CASES = {f"{name} at {first}": (name, first) for name in strategy.available() for first in first_layers(name)}
+
+
+@pytest.mark.pairs
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(("name", "first"), [(name, at) for name in strategy.available() for at in first_layers(name)])
-def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, batch, name, first, attention):
+@pytest.mark.parametrize("case", CASES)
+def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, batch, case, attention):
+    name, first = CASES[case]
     decoder = family.decoder(attention)
     samples, prompt, width = batch.embeddings.shape
     later = torch.randn(samples, STEPS, width, generator=torch.Generator().manual_seed(1))

@@ -10,6 +10,8 @@ import signal
 import sys
 import time
 
+import libyaml  # noqa: F401
+
 from strategy.distributed import processes, watchdog
 from strategy.evaluation import resume
 

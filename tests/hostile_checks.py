@@ -50,14 +50,17 @@ def drawn_configs(draw: st.DrawFn) -> VTRConfig:
     """Any knobs that fit a decoder of twelve layers."""
     layers = sorted(draw(st.sets(st.integers(1, 11), min_size=1, max_size=3)))
     budget = {"keep_tokens": st.integers(1, 80), "retain_ratio": st.floats(0.001, 1)}
-    name = draw(st.sampled_from(sorted(budget)))
+    name, method = draw(st.sampled_from(sorted(budget))), draw(st.sampled_from(strategy.available()))
+    own = {
+        "clse_cutoff_ratio": draw(st.floats(0.01, 2)),
+        "clse_temp": draw(st.floats(0.01, 5)),
+        "clse_fft_3d": draw(st.booleans()),
+    }
     return VTRConfig(
-        strategy=draw(st.sampled_from(strategy.available())),
+        strategy=method,
         prune_layer=layers,
         ref_layers=draw(st.integers(0, layers[0] - 1)),
-        clse_cutoff_ratio=draw(st.floats(0.01, 2)),
-        clse_temp=draw(st.floats(0.01, 5)),
-        clse_fft_3d=draw(st.booleans()),
+        **(own if method == "clse" else {}),
         **{name: [draw(budget[name]) for _ in layers]},
     )
 

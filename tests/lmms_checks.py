@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import libyaml
 import pytest
 from datasets import Dataset, Features, Image, Value, load_dataset
 from lmms_eval.api.instance import Instance
@@ -24,6 +25,7 @@ from loguru import logger
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = ROOT / "examples/shapes/checkpoints"
 TASKS = ROOT / "examples/shapes/tasks"
+LMMS_EVAL = libyaml.__file__  # a script that starts sooner than `-m lmms_eval`
 ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
@@ -123,7 +125,7 @@ def test_several_pictures_and_none_in_any_batch(wrapper):
 def sharing(wrapper, folder, processes):
     """The answers to the first five questions by groups of two processes that share a model."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "lmms_eval", "--model", wrapper.name, "--tasks", wrapper.task, "--include_path", str(TASKS)]
+    command += [LMMS_EVAL, "--model", wrapper.name, "--tasks", wrapper.task, "--include_path", str(TASKS)]
     command += ["--model_args", f"pretrained={wrapper.checkpoint},keep_tokens=64,tensor_parallel=2", "--limit", "5"]
     command += ["--batch_size", "1", "--output_path", str(folder), "--log_samples"]
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
@@ -135,6 +137,7 @@ def sharing(wrapper, folder, processes):
     return [said[number] for number in range(5)]
 
 
+@pytest.mark.xdist_group("processes")
 def test_processes_that_share_a_model_answer_as_one(wrapper, tmp_path):
     assert sharing(wrapper, tmp_path, 2) == wrapper.answers(wrapper.load("keep_tokens=64"), 5)
 

@@ -217,6 +217,7 @@ def chosen(oracle: Oracle, prompts: Prompts, layers: list[int], sample: int) -> 
     return kept
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_generate_is_the_stock_model_with_the_pruned_tokens_hidden(tiny, prompts, attention):
     model = tiny.model(attention)
@@ -283,6 +284,7 @@ def test_the_second_prefill_of_priortr_is_one_without_the_question(tiny, padding
     assert not torch.equal(attention[0][behind], q)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("masked", [True, False])
 @torch.no_grad()
 def test_a_loop_by_hand_needs_no_positions(tiny, prompts, masked):
@@ -336,6 +338,7 @@ def test_every_layer_of_the_cache_holds_the_final_kept_set(tiny, prompts):
     assert lengths == {cache_length(cache)} == {prompts.length - min(lost)}
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("config", [VTRConfig(enabled=False), VTRConfig(retain_ratio=[1.0, 1.0, 1.0])])
 def test_keeping_everything_is_the_stock_model_to_the_last_bit(tiny, prompts, config):
     model = tiny.model("sdpa")
@@ -360,6 +363,7 @@ def test_text_alone_is_the_stock_model_to_the_last_bit(tiny, parts):
     assert run.samples == 1
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("fails", [False, True])
 def test_afterwards_the_model_is_the_stock_one(tiny, prompts, fails):
     model = tiny.model("sdpa")

@@ -23,6 +23,7 @@ from strategy.evaluation.requests import PADDING_MARK, pool_requests
 from strategy.graph.cuda_graphs import CudaGraphCache, ProgramKey
 from strategy.pruning import stage
 
+pytestmark = pytest.mark.xdist_group("processes")
 ENGINES = ("eager", "graph")
 
 

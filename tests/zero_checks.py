@@ -13,6 +13,8 @@ from several import KINDS, NAMES, Build, run, same
 import strategy
 from strategy.distributed import zero
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 def asked_of(rank: int, ranks: int) -> list[list[str]]:
     """What each process is asked in turns: all, every third the other way round, or nothing; then only the last one."""

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import libyaml  # noqa: F401
 import pytest
 import tomllib
 import torch

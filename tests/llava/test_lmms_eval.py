@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from lmms_checks import *  # noqa: F403
-from lmms_checks import CHECKPOINTS, ENVIRONMENT, TASKS, Wrapper, measured_is_shown_and_saved
+from lmms_checks import CHECKPOINTS, ENVIRONMENT, LMMS_EVAL, TASKS, Wrapper, measured_is_shown_and_saved
 from lmms_eval.api.instance import Instance
 
 CHECKPOINT = CHECKPOINTS / "shapes-llava"
@@ -22,8 +22,8 @@ def wrapper() -> Wrapper:
     return LLAVA
 
 
-def command_line(tmp_path, arguments, tasks="shapes"):
-    command = [sys.executable, "-m", "lmms_eval", "--model", "llava_vtr", "--model_args", arguments]
+def command_line(tmp_path, arguments, tasks="shapes", start=(LMMS_EVAL,)):
+    command = [sys.executable, *start, "--model", "llava_vtr", "--model_args", arguments]
     command += ["--tasks", tasks, "--include_path", str(TASKS), "--limit", "3", "--batch_size", "1"]
     command += ["--output_path", str(tmp_path / "results"), "--log_samples"]
     return subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -104,7 +104,7 @@ def test_unpruned_loglikelihood_is_the_mean_loss_of_one_forward_call():
 
 
 def test_the_command_line_writes_results_and_says_what_was_kept(tmp_path):
-    done = command_line(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192")
+    done = command_line(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", start=("-m", "lmms_eval"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "prune layers [1, 4, 8], 576 visual tokens kept 330/210/62" in done.stdout
     [results] = (tmp_path / "results").rglob("*results.json")

@@ -14,6 +14,7 @@ from test_inference import DATA, FOLDER, PRUNED, ROOT, SCRIPT, command
 
 from videollava.eval.video.run_inference_video_qa import parse
 
+pytestmark = pytest.mark.xdist_group("processes")
 COUNT = 12
 FAULTY = ROOT / "tests/faulty.py"
 

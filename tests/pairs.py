@@ -1,0 +1,23 @@
+"""Choose from a matrix of tests some in which every two values of its parameters still meet."""
+
+from collections.abc import Hashable, Sequence
+from itertools import combinations
+
+
+def cover(rows: Sequence[Sequence[Hashable]]) -> list[int]:
+    """Choose rows greedily until each pair of values in two columns that any row holds is in a chosen row.
+
+    Args:
+        rows: the values of the parameters of each test, in the same order for all.
+
+    Returns:
+        The indices of the chosen rows, ascending; the same ones at each call.
+    """
+    pairs = [set(combinations(enumerate(row), 2)) or {tuple(enumerate(row))} for row in rows]
+    missing = set().union(*pairs)
+    chosen = []
+    while missing:
+        best = max(range(len(rows)), key=lambda row: len(pairs[row] & missing))
+        chosen.append(best)
+        missing -= pairs[best]
+    return sorted(chosen)
