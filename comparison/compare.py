@@ -24,8 +24,9 @@ import strategy
 from comparison.command import evaluator, knobs, parser
 from comparison.pictures import draw
 from comparison.report import Example, write
-from comparison.runs import UNPRUNED, Run, load, save, write_whole
+from comparison.runs import UNPRUNED, Run, load, save
 from comparison.tables import csv, markdown
+from strategy.evaluation.files import write_whole
 
 OWN = {"enabled", "strategy", "keep_tokens", "retain_ratio", "budget_basis"}  # knobs that the command line sets
 START = 1 << 20  # bytes of a file that, with its name and size, tell it from others

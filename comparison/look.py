@@ -5,8 +5,8 @@ from pathlib import Path
 
 from comparison.command import add_knobs, evaluator, parser
 from comparison.pictures import draw
-from comparison.runs import write_whole
 from strategy.config import VTRConfig, field_names
+from strategy.evaluation.files import write_whole
 
 
 def main() -> None:

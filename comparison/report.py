@@ -15,8 +15,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from comparison.intervals import interval
-from comparison.runs import UNPRUNED, Run, ordered, write_whole
+from comparison.runs import UNPRUNED, Run, ordered
 from comparison.tables import reference_of, table, unit
+from strategy.evaluation.files import write_whole
 from strategy.metrics.record import PARTS
 
 # Okabe and Ito's colours but for the yellow, which is faint on white
