@@ -35,9 +35,10 @@ from comparison.cli import (
 from comparison.digest import digest
 from comparison.pictures import draw
 from comparison.report import Example, write
-from comparison.runs import Run, load, run_name, run_of, save, strategy_and_budget, write_whole
+from comparison.runs import Run, load, run_name, run_of, save, strategy_and_budget
 from comparison.tables import csv, markdown
 from strategy.config import describe_options
+from strategy.evaluation.files import write_whole
 
 SET_OTHERWISE = ("enabled", "strategy", "keep_tokens", "retain_ratio")
 HOW = "since --strategies and --budgets set it"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from comparison.cli import add_options, load_evaluator, model_parser, take_options, unpruned_options
 from comparison.pictures import draw
-from comparison.runs import write_whole
 from strategy.config import VTRConfig
+from strategy.evaluation.files import write_whole
 
 SET_OTHERWISE = ("enabled",)
 HOW = "since look asks the model both pruned and unpruned"

@@ -15,8 +15,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from comparison.intervals import interval
-from comparison.runs import UNPRUNED, Run, ordered, write_whole
+from comparison.runs import UNPRUNED, Run, ordered
 from comparison.tables import table, unit, unpruned_of
+from strategy.evaluation.files import write_whole
 from strategy.metrics.record import PARTS
 
 # Okabe and Ito's colours without yellow, which is faint on white.

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from strategy.evaluation.files import write_whole
 from strategy.metrics.record import PARTS
 
 UNPRUNED = "unpruned"
@@ -92,17 +92,6 @@ def ordered(runs: Sequence[Run]) -> list[Run]:
                 f"{run.name} and {first.name} were not run on the same questions of the same task: compare them apart"
             )
     return sorted(runs, key=lambda run: run.strategy != UNPRUNED)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there in full or, after an error or a kill, as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _encoded(value: Any) -> Any:

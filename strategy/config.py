@@ -80,6 +80,10 @@ class VTRConfig(Options):
             return getattr(options, name)
         raise AttributeError(f"{type(self).__name__} with strategy={vars(self).get('strategy')} has no {name!r}")
 
+    def values(self) -> dict[str, Any]:
+        """Return the value of each option by its name: those of the configuration, then the strategy's own."""
+        return super().values() | self.options.values()
+
     def _check_together(self) -> None:
         if self.keep_tokens and self.retain_ratio:
             raise ValueError(

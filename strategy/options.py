@@ -36,6 +36,10 @@ class Options:
         """Return the names of the options."""
         return tuple(each.name for each in fields(cls) if "read" in each.metadata)
 
+    def values(self) -> dict[str, Any]:
+        """Return the value of each option by its name."""
+        return {name: getattr(self, name) for name in self.names()}
+
     @classmethod
     def describe(cls) -> dict[str, tuple[Any, str]]:
         """Return each option's default and the sentence about it."""

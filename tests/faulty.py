@@ -29,7 +29,7 @@ def beat():
 
 
 watchdog.heartbeat = beat
-resume.AT_ONCE = 1
+resume.FLUSH_EVERY = 1
 if name.endswith(".py"):
     runpy.run_path(name, run_name="__main__")
 else:

@@ -1,1 +1,1 @@
-"""What the lmms-eval models and the video script share."""
+"""Journals, requests and images of evaluations, for the lmms-eval models and the video script."""

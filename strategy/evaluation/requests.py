@@ -69,7 +69,7 @@ def pool_requests(requests: Sequence[Any], group: ProcessGroup | None) -> tuple[
     before = sum(map(len, everyone[: group.rank()]))
     pooled = []
     for task, pads, parts in chain.from_iterable(everyone):
-        mine = own[task]
-        arguments = (its if part is _FUNCTION else part for part, its in zip(parts, mine.args, strict=True))
-        pooled.append(replace(mine, arguments=tuple(arguments), metadata=mine.metadata | {PADDING_MARK: pads}))
+        local = own[task]
+        arguments = (function if part is _FUNCTION else part for part, function in zip(parts, local.args, strict=True))
+        pooled.append(replace(local, arguments=tuple(arguments), metadata=local.metadata | {PADDING_MARK: pads}))
     return pooled, slice(before, before + len(sent))

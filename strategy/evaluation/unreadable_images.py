@@ -1,6 +1,6 @@
-"""Pictures of an evaluation that cannot be read: told by name, and no reason to lose the other answers.
+"""Images of an evaluation that cannot be read: each is named in the log, and no other answer is lost.
 
-It speaks lmms-eval's language, requests and documents, without importing it.
+The module handles lmms-eval's requests and documents without importing lmms-eval.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,24 +11,26 @@ from typing import Any, NamedTuple
 
 from strategy.distributed import watchdog
 
-# What a chat form is given in place of messages whose pictures cannot be read.
-NOTHING = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+# What a chat model is given in place of messages whose images cannot be read.
+PLACEHOLDER_MESSAGES = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
 
 
-class Unreadable(NamedTuple):
-    """A document whose pictures cannot be decoded, and why."""
+class UnreadableImage(NamedTuple):
+    """Stands for a document whose images cannot be decoded, and says why."""
 
     reason: str
 
 
-class Documents:
-    """A split of a task, whose documents with unreadable pictures come as `Unreadable`.
+class GuardedSplit:
+    """A split of a task that returns `UnreadableImage` for a document whose images cannot be decoded.
 
-    ask: told of each document that is asked for, by its number.
+    Args:
+        split: The split.
+        on_access: Called with the number of each document before it is read.
     """
 
-    def __init__(self, split: Any, ask: Callable[[int], None]) -> None:
-        self.split, self.ask = split, ask
+    def __init__(self, split: Any, on_access: Callable[[int], None]) -> None:
+        self.split, self.on_access = split, on_access
 
     def __len__(self) -> int:
         return len(self.split)
@@ -36,107 +38,132 @@ class Documents:
     def __getitem__(self, number: int) -> Any:
         if not 0 <= number < len(self.split):
             raise IndexError(f"document {number} of {len(self.split)}")
-        self.ask(number)
+        self.on_access(number)
         watchdog.heartbeat()
         try:
             document = self.split[number]
-            check_pictures(document)
-        # Whatever a decoder of untrusted pictures may raise.
+            check_images(document)
+        # A decoder of untrusted images may raise anything.
         except Exception as error:
-            return Unreadable(_sentence(error))
+            return UnreadableImage(_one_line(error))
         return document
 
 
-def check_pictures(given: Any) -> None:
-    """Decode every picture in nested lists and mappings.
+def check_images(value: Any) -> None:
+    """Decode every image in nested lists and mappings.
 
-    Raises ValueError for an animated one, and what its decoder raises for one that is broken.
+    Raises:
+        ValueError: An image is animated.
+        Exception: What the decoder of an image raises.
     """
-    for picture in _pictures(given):
-        # Photos of many cameras hold a preview beside the picture, which Pillow counts as a frame.
-        if getattr(picture, "is_animated", False) and getattr(picture, "format", None) != "MPO":
-            raise ValueError(f"an animated picture of {picture.n_frames} frames, want one frame or a video")
-        picture.load()
+    for image in _images(value):
+        # Many cameras store a preview beside the photo, which Pillow counts as a frame.
+        if getattr(image, "is_animated", False) and getattr(image, "format", None) != "MPO":
+            raise ValueError(f"an animated picture of {image.n_frames} frames, want one frame or a video")
+        image.load()
 
 
-def _pictures(given: Any) -> Iterator[Any]:
-    if isinstance(given, Mapping):
-        given = list(given.values())
-    if isinstance(given, (list, tuple)):
-        for part in given:
-            yield from _pictures(part)
-    elif hasattr(given, "load") and hasattr(given, "size"):
-        yield given
+def _images(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _images(part)
+    elif hasattr(value, "load") and hasattr(value, "size"):
+        yield value
 
 
-def _sentence(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _given(give: Callable[[Any], Any], document: Any) -> Any:
-    """What a task gives of a document, or `Unreadable`; a mistake of the task's own is raised."""
+def _read_images(doc_to_visual: Callable[[Any], Any], document: Any) -> Any:
+    """Return what a task's function makes of a document, or `UnreadableImage`; raise the function's own mistakes."""
     try:
-        given = give(document)
+        visuals = doc_to_visual(document)
     except Exception as error:
         if not type(error).__module__.startswith("PIL"):
             raise
-        return Unreadable(_sentence(error))
-    if isinstance(given, (list, tuple)) and any(part is None for part in given):
-        return Unreadable("there is none")
+        return UnreadableImage(_one_line(error))
+    if isinstance(visuals, (list, tuple)) and any(part is None for part in visuals):
+        return UnreadableImage("there is none")
     try:
-        check_pictures(given)
+        check_images(visuals)
     except Exception as error:
-        return Unreadable(_sentence(error))
-    return given
+        return UnreadableImage(_one_line(error))
+    return visuals
+
+
+class _ImageGuard:
+    """Puts placeholders in place of unreadable images, and remembers them.
+
+    Attributes:
+        reasons: Why the images of a document, given as task, split and number, cannot be read.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: dict[tuple[Any, ...], str] = {}
+        self._last_read: tuple[Any, ...] = ()
+
+    def _remember(self, *document: Any) -> None:
+        self._last_read = document
+
+    def splits(self, task_dict: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, GuardedSplit]]:
+        """Return the guarded splits of all tasks."""
+        return {
+            task: {name: GuardedSplit(split, partial(self._remember, task, name)) for name, split in splits.items()}
+            for task, splits in task_dict.items()
+        }
+
+    def request(self, request: Any) -> Any:
+        """Return a copy of a request whose function returns a placeholder for images that cannot be read."""
+        arguments = list(request.args)
+        # A request to a simple model has the function that returns images third, one to a chat model has the function
+        # that returns messages second.
+        index = 2 if callable(arguments[2]) else 1
+        doc_to_visual, placeholder = arguments[index], PLACEHOLDER_MESSAGES if index == 1 else []
+
+        def read(document: Any) -> Any:
+            visuals = document if isinstance(document, UnreadableImage) else _read_images(doc_to_visual, document)
+            if not isinstance(visuals, UnreadableImage):
+                return visuals
+            # Models may call one request's function for a whole batch, so the document that was read last counts.
+            self.reasons[self._last_read] = visuals.reason
+            return deepcopy(placeholder)
+
+        arguments[index] = read
+        return replace(request, arguments=tuple(arguments))
 
 
 def answer_readable(
-    lm: Any, requests: list[Any], answer: Callable[[list[Any]], list[Any]], unanswered: Any, tell: Callable[[str], None]
+    lm: Any,
+    requests: list[Any],
+    answer: Callable[[list[Any]], list[Any]],
+    empty_answer: Any,
+    log: Callable[[str], None],
 ) -> list[Any]:
-    """Answer requests with `answer`, those with unreadable pictures with `unanswered`.
+    """Answer the requests whose images can be read.
 
-    lm: lmms-eval's model, whose documents are guarded meanwhile. tell: gets a sentence on each question
-    that was not answered, and one on all.
+    Args:
+        lm: lmms-eval's model, whose documents are guarded meanwhile.
+        requests: The requests.
+        answer: Answers all of them, those with unreadable images from a placeholder.
+        empty_answer: What requests with unreadable images get in the end.
+        log: Gets a sentence for each of these requests, and one that counts them.
     """
-    documents, reasons = lm.task_dict, {}
-    asked: tuple[Any, ...] = ()
-
-    def ask(*place: Any) -> None:
-        nonlocal asked
-        asked = place
-
-    def guard(request: Any) -> Any:
-        arguments = list(request.args)
-        # The simple form gives pictures, the chat form messages, one place before.
-        at = 2 if callable(arguments[2]) else 1
-        give, nothing = arguments[at], NOTHING if at == 1 else []
-
-        def visuals(document: Any) -> Any:
-            given = document if isinstance(document, Unreadable) else _given(give, document)
-            if not isinstance(given, Unreadable):
-                return given
-            # Models may call one request's function for a whole batch: the document last asked for is meant.
-            reasons[asked] = given.reason
-            return deepcopy(nothing)
-
-        arguments[at] = visuals
-        return replace(request, arguments=tuple(arguments))
-
-    lm.task_dict = {
-        task: {name: Documents(split, partial(ask, task, name)) for name, split in splits.items()}
-        for task, splits in documents.items()
-    }
+    guard, documents = _ImageGuard(), lm.task_dict
+    lm.task_dict = guard.splits(documents)
     try:
-        answers = answer([guard(request) for request in requests])
+        answers = answer([guard.request(request) for request in requests])
     finally:
         lm.task_dict = documents
     left_out = 0
     for number, request in enumerate(requests):
         *_, document, task, split = request.args
-        if (reason := reasons.get((task, split, document))) is not None:
-            tell(f"task {task}, question {document}: not answered, its picture is unreadable ({reason})")
-            answers[number] = unanswered
+        if (reason := guard.reasons.get((task, split, document))) is not None:
+            log(f"task {task}, question {document}: not answered, its picture is unreadable ({reason})")
+            answers[number] = empty_answer
             left_out += 1
     if left_out:
-        tell(f"{left_out} of {len(requests)} questions were not answered, their pictures are unreadable")
+        log(f"{left_out} of {len(requests)} questions were not answered, their pictures are unreadable")
     return answers

@@ -88,6 +88,14 @@ def test_options_of_a_strategy_are_read_from_its_configuration():
         _ = config.clse_temp
 
 
+def test_the_values_have_the_strategys_own_among_them_and_make_the_same_configuration():
+    config = VTRConfig(strategy="priortr", head_aggregation="max", keep_tokens=64)
+    values = config.values()
+    assert set(values) == {*VTRConfig.names(), "query_aggregation", "head_aggregation"}
+    assert (values["keep_tokens"], values["head_aggregation"]) == ((64,), "max")
+    assert VTRConfig(**values) == config
+
+
 def test_every_option_has_a_default_and_a_sentence():
     described = describe_options()
     assert tuple(described) == field_names()

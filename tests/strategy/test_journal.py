@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy.evaluation import resume as journal
-from strategy.evaluation.resume import Journal
+from strategy.evaluation import resume
+from strategy.evaluation.resume import AnswerJournal
 
 
 @dataclass
@@ -20,13 +20,13 @@ class Request:
 
     document: int
     context: str = "What?"
-    knobs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     task_name: str = "task"
     request_type: str = "generate_until"
 
     @property
     def args(self) -> tuple[Any, ...]:
-        return self.context, self.knobs, lambda: None, self.document, self.task_name, "test"
+        return self.context, self.options, lambda: None, self.document, self.task_name, "test"
 
 
 @dataclass
@@ -50,79 +50,74 @@ class Model:
         return [Text(f"answer {request.document}") for request in requests]
 
 
-def opened(folder, knob=1):
-    return Journal(folder, {"knob": knob}, writes=True)
-
-
-def closed(log):
-    log.stream.close()
-    log.lock.release()
+def opened(folder, keep_tokens=1):
+    return AnswerJournal(folder, {"keep_tokens": keep_tokens}, writes=True)
 
 
 def texts(answers):
     return [getattr(each, "text", each) for each in answers]
 
 
-@given(most=st.integers(0, 9), at_once=st.integers(1, 4), cut=st.integers(0, 20))
-def test_what_was_answered_is_not_asked_again(tmp_path_factory, most, at_once, cut):
+@given(most=st.integers(0, 9), flush_every=st.integers(1, 4), cut=st.integers(0, 20))
+def test_what_was_answered_is_not_asked_again(tmp_path_factory, most, flush_every, cut):
     folder, requests = tmp_path_factory.mktemp("answers"), [Request(number) for number in range(9)]
     expected = [f"answer {number}" for number in range(9)]
-    before, journal.AT_ONCE = journal.AT_ONCE, at_once
+    before, resume.FLUSH_EVERY = resume.FLUSH_EVERY, flush_every
     try:
-        log, first, second = opened(folder), Model(most), Model()
+        journal, first, second = opened(folder), Model(most), Model()
         with contextlib.suppress(KeyboardInterrupt):
-            log.fill_up(requests, first, "")
-        closed(log)
+            journal.answer_missing(requests, first, "")
+        journal.close()
         with (folder / "0.jsonl").open("a") as file:
             file.write('["key", "half an entry'[:cut])
-        log = opened(folder)
-        answers, found = log.fill_up(requests, second, "")
-        closed(log)
+        journal = opened(folder)
+        answers, found = journal.answer_missing(requests, second, "")
+        journal.close()
     finally:
-        journal.AT_ONCE = before
+        resume.FLUSH_EVERY = before
     assert texts(answers) == expected
-    assert found == most // at_once * at_once if most < 9 else found == 9
+    assert found == most // flush_every * flush_every if most < 9 else found == 9
     assert second.asked == list(range(found, 9))
 
 
 def test_other_settings_and_other_questions_are_asked(tmp_path):
-    log = opened(tmp_path)
-    log.fill_up([Request(1)], Model(), "")
-    closed(log)
-    log = opened(tmp_path, knob=2)
-    assert log.fill_up([Request(1)], Model(), "")[1] == 0
-    others = [Request(1, "Why?"), Request(1, task_name="other"), Request(1, knobs={"until": ["."]}), Request(2)]
-    assert log.fill_up(others, Model(), "")[1] == 0
-    assert log.fill_up([Request(1), *others], Model(), "")[1] == 5
+    journal = opened(tmp_path)
+    journal.answer_missing([Request(1)], Model(), "")
+    journal.close()
+    journal = opened(tmp_path, keep_tokens=2)
+    assert journal.answer_missing([Request(1)], Model(), "")[1] == 0
+    others = [Request(1, "Why?"), Request(1, task_name="other"), Request(1, options={"until": ["."]}), Request(2)]
+    assert journal.answer_missing(others, Model(), "")[1] == 0
+    assert journal.answer_missing([Request(1), *others], Model(), "")[1] == 5
 
 
 def test_functions_do_not_matter_and_repeated_questions_have_answers_of_their_own(tmp_path):
-    log, numbers = opened(tmp_path), iter(range(10))
+    journal, numbers = opened(tmp_path), iter(range(10))
 
     def asked() -> list[Request]:
-        return [Request(1, knobs={"temperature": 1})] * 3
+        return [Request(1, options={"temperature": 1})] * 3
 
-    first, _ = log.fill_up(asked(), lambda requests: [f"answer {next(numbers)}" for _ in requests], "")
-    closed(log)
+    first, _ = journal.answer_missing(asked(), lambda requests: [f"answer {next(numbers)}" for _ in requests], "")
+    journal.close()
     assert first == ["answer 0", "answer 1", "answer 2"]
-    assert opened(tmp_path).fill_up(asked(), Model(), "") == (first, 3)
+    assert opened(tmp_path).answer_missing(asked(), Model(), "") == (first, 3)
 
 
 def test_no_answer_is_not_kept(tmp_path):
-    log = opened(tmp_path)
-    assert log.fill_up([Request(1), Request(2)], lambda _: ["", "yes"], "") == (["", "yes"], 0)
+    journal = opened(tmp_path)
+    assert journal.answer_missing([Request(1), Request(2)], lambda _: ["", "yes"], "") == (["", "yes"], 0)
     model = Model()
-    assert log.fill_up([Request(1), Request(2)], model, "")[1] == 1
+    assert journal.answer_missing([Request(1), Request(2)], model, "")[1] == 1
     assert model.asked == [1]
 
 
 def test_a_second_run_is_refused_and_a_damaged_file_named(tmp_path):
-    log = opened(tmp_path)
-    code = "from pathlib import Path; from strategy.evaluation.resume import Journal; "
-    code += f"Journal(Path({str(tmp_path)!r}), {{}}, True)"
+    journal = opened(tmp_path)
+    code = "from pathlib import Path; from strategy.evaluation.resume import AnswerJournal; "
+    code += f"AnswerJournal(Path({str(tmp_path)!r}), {{}}, True)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "another run is writing its answers there; wait, or give another" in done.stderr
-    closed(log)
+    journal.close()
     (tmp_path / "3.jsonl").write_text("nonsense\n")
     with pytest.raises(ValueError, match=r"3\.jsonl: damaged .*: remove it, and its questions are asked again"):
         opened(tmp_path)

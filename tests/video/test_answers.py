@@ -96,7 +96,7 @@ def test_whatever_any_number_of_ranks_left_ends_with_the_same_file(tmp_path_fact
     folder = tmp_path_factory.mktemp("ranks")
     for stopped in data.draw(st.lists(st.integers(1, 4), max_size=3)):
         answers = AnswerFile(folder, "pred", SETTINGS)
-        answers.take_in()
+        answers.merge_ranks()
         waiting = [sample for sample in SAMPLES if sample.key not in answers.done]
         for rank in range(stopped):
             mine = waiting[rank::stopped]
@@ -108,7 +108,7 @@ def test_whatever_any_number_of_ranks_left_ends_with_the_same_file(tmp_path_fact
             written = part.file.read_bytes()
             part.file.write_bytes(written[: data.draw(st.integers(max(0, len(written) - 20), len(written)))])
     answers = AnswerFile(folder, "pred", SETTINGS)
-    answers.take_in()
+    answers.merge_ranks()
     answers.close()
     assert run(folder).read_bytes() == whole
     assert not list(folder.glob("*.rank*"))
@@ -119,7 +119,7 @@ def test_answers_of_a_rank_still_at_work_or_of_other_settings_are_not_taken(tmp_
     part.add(SAMPLES[0], "yes")
     answers = AnswerFile(tmp_path, "pred", SETTINGS)
     with pytest.raises(ValueError, match=r"pred\.rank1\.json: another run is writing it"):
-        answers.take_in()
+        answers.merge_ranks()
     part.close()
     answers.close()
     for file in tmp_path.glob("pred.settings.json"):
@@ -127,5 +127,5 @@ def test_answers_of_a_rank_still_at_work_or_of_other_settings_are_not_taken(tmp_
     (tmp_path / "pred.json").unlink()
     answers = AnswerFile(tmp_path, "pred", SETTINGS | {"keep_tokens": (64,)})
     with pytest.raises(ValueError, match=r"pred\.rank1\.json was begun with other settings"):
-        answers.take_in()
+        answers.merge_ranks()
     answers.close()

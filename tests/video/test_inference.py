@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from documents import scripts
 
 import strategy
 import world
+from strategy import options as read
+from strategy import registry
 from videollava.eval.video import eval_video_qa
 from videollava.eval.video.run_inference_video_qa import parse
 
@@ -193,6 +196,40 @@ def test_every_flag_is_in_the_table():
     assert {f"--vtr_{name}" for name in strategy.config.field_names()} < flags
     for flag in flags:
         assert re.search(rf"^\|.*`{flag}`.*\|.*\|.*\|$", README, re.MULTILINE), flag
+
+
+def test_the_table_says_of_each_option_what_its_declaration_says():
+    users = strategy.config.strategy_options()
+    for name, (default, sentence) in strategy.config.describe_options().items():
+        [(meaning, shown)] = re.findall(rf"^\| `--vtr_{name}` \| (.*) \| ?(.*) \|$", README, re.MULTILINE)
+        used = f" For {', '.join(f'`{user}`' for user in users[name])}." if name in users else ""
+        assert meaning == sentence + used
+        # The script prunes only if asked, and some defaults are the strategy's.
+        if name == "enabled":
+            assert shown == "`False`; the flag alone: `True`"
+        else:
+            assert shown == ("" if default is None else f"`{default}`")
+
+
+def test_a_new_option_is_a_flag_and_reaches_the_configuration(monkeypatch, capsys):
+    @dataclass(frozen=True, init=False)
+    class Own(strategy.Options):
+        sharpness: float = strategy.option(0.5, read.positive, "How sharp, in % of `nothing`.")
+        blunt: bool = strategy.option(False, read.flag, "Whether it is blunt.")
+
+    class Sharp(strategy.Strategy):
+        options_type = Own
+
+    monkeypatch.setitem(registry._strategies, "sharp", Sharp)
+    words = command("out", "--vtr_enabled", "--vtr_strategy", "sharp", "--vtr_sharpness", "2", "--vtr_blunt")[2:]
+    config = strategy.VTRConfig.take(dict(vars(parse(words))))
+    assert (config.enabled, config.sharpness, config.blunt) == (True, 2.0, True)
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    usage = " ".join(capsys.readouterr().out.split())
+    assert "How sharp, in % of nothing. For sharp. (default: 0.5)" in usage
+    with pytest.raises(ValueError, match="sharpness='2': strategy=clse does not use it"):
+        strategy.VTRConfig.take(dict(vars(parse(command("out", "--vtr_sharpness", "2")[2:]))))
 
 
 def test_documented_python_runs():

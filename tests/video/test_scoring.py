@@ -418,7 +418,9 @@ def test_half_a_line_is_dropped_before_more_are_written(tmp_path):
     file = tmp_path / "pred_judged.jsonl"
     whole = '{"judge_model": "gpt"}\n{"id": 1, "pred": "yes", "score": 5}\n'
     file.write_text(whole + '{"id": 2, "pr')
-    assert judging.resume(file, {"judge_model": "gpt"}) == {1: {"pred": "yes", "score": 5}}
+    log, found = judging.open_verdicts(file, {"judge_model": "gpt"})
+    log.close()
+    assert found == {1: {"pred": "yes", "score": 5}}
     assert file.read_text() == whole
 
 

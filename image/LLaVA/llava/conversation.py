@@ -1,4 +1,4 @@
-"""Prompt templates: how turns of a conversation become the text the model was trained on."""
+"""Prompt templates: they turn a conversation into the text that the model was trained on."""
 
 import copy as _copy
 from dataclasses import dataclass, field
@@ -6,10 +6,15 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Conversation:
-    """A conversation under one template; `None` as a message leaves the turn open for the model.
+    """A conversation in the format of one template.
 
-    `messages` holds [role, message] pairs. After the system text and after each turn of the first role
-    comes `sep`; after each turn of the second role comes `sep2`.
+    Attributes:
+        system: The text before the first turn.
+        roles: The names of the user and of the assistant.
+        sep: What follows the system text and each turn of the first role.
+        sep2: What follows each turn of the second role.
+        version: The name of the template.
+        messages: [role, message] pairs; with None as the message, the model completes the turn.
     """
 
     system: str
@@ -24,14 +29,14 @@ class Conversation:
         self.messages.append([role, message])
 
     def get_prompt(self) -> str:
-        """The conversation as the text to be tokenised."""
+        """Return the conversation as the text to be tokenised."""
         text = self.system + self.sep
         for turn, (role, message) in enumerate(self.messages):
             text += f"{role}: {message}{(self.sep, self.sep2)[turn % 2]}" if message else f"{role}:"
         return text
 
     def copy(self) -> "Conversation":
-        """An independent copy, so that a template can be filled without being changed."""
+        """Return a copy to fill in, so that the template itself stays empty."""
         return _copy.deepcopy(self)
 
 

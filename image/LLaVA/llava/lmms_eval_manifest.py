@@ -1,4 +1,4 @@
-"""How lmms-eval finds the model `llava_vtr`: this is what the package's entry point names."""
+"""The manifest by which lmms-eval finds the model `llava_vtr`; the package's entry point names it."""
 
 from lmms_eval.models.registry_v2 import ModelManifest
 

@@ -21,11 +21,11 @@ from llava.mm_utils import pad_left, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
-from strategy.evaluation.lmms_model import Evaluated
-from strategy.evaluation.unreadable_images import Unreadable, answer_readable
+from strategy.evaluation.lmms_model import PrunedModelMixin
+from strategy.evaluation.unreadable_images import UnreadableImage, answer_readable
 from strategy.options import check_names
 
-# What `--model_args` may hold besides the pruning knobs, with the values it has if it does not.
+# What `--model_args` may hold besides the pruning options, with the defaults.
 ARGUMENTS: dict[str, Any] = {
     "pretrained": "liuhaotian/llava-v1.5-7b",
     "device": None,
@@ -41,11 +41,14 @@ DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "flo
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
 
 
-class LlavaVTR(Evaluated, lmms):
+class LlavaVTR(PrunedModelMixin, lmms):
     """LLaVA-1.5 with visual token pruning.
 
-    Takes ARGUMENTS and the fields of `strategy.VTRConfig`, these also with `vtr_` in front. Anything
-    wrong with them or with the checkpoint ends the run with one sentence.
+    Args:
+        arguments: ARGUMENTS, and the options of `strategy.VTRConfig`, these also with `vtr_` in front.
+
+    Raises:
+        SystemExit: An argument or the checkpoint is wrong; the message is one sentence.
     """
 
     model_id = "llava_vtr"
@@ -64,12 +67,12 @@ class LlavaVTR(Evaluated, lmms):
             if not str(options["batch_size"]).isdecimal() or int(options["batch_size"]) < 1:
                 raise ValueError(f"batch_size={options['batch_size']!r}: allowed is a whole number from 1 up")
             self.batch_size = int(options["batch_size"])
-            shares = tensor_parallel.parse_tp_size(options["tensor_parallel"])
-            sharded = zero.parse_zero_stage(options["zero_stage"], shares)
+            tp_size = tensor_parallel.parse_tp_size(options["tensor_parallel"])
+            sharded = zero.parse_zero_stage(options["zero_stage"], tp_size)
             processes.rank_timeout()
-            self.take_up(config, options, shares)
+            journal = self.open_journal(config, options, tp_size)
             place, dtype = options["device"] or processes.take_device(), DTYPES[options["dtype"]]
-            if shares > 1 or sharded:  # the whole model may be too large for a GPU
+            if tp_size > 1 or sharded:  # the whole model may be too large for a GPU
                 place, dtype = "cpu", dtype or (None if processes.take_device() == "cpu" else torch.float16)
             self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
                 options["pretrained"],
@@ -77,21 +80,25 @@ class LlavaVTR(Evaluated, lmms):
                 dtype=dtype,
                 attn_implementation=options["attn_implementation"],
             )
-            self.share_out(self.model, self.model.get_decoder(), config, shares, sharded)
+            self.distribute_and_attach(self.model, self.model.get_decoder(), config, tp_size, sharded, journal)
             self.device = self.model.device
         except (ValueError, OSError) as error:
-            # lmms-eval would bury this under its own traceback.
+            # lmms-eval would print a traceback of its own around the sentence.
             raise SystemExit(f"{self.model_id}: {error}") from None
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
+        """Answer each request, in order; a request with an unreadable picture is logged and gets an empty answer."""
         return self._answer(requests, self._generate_all, "")
 
-    def _answer(self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]], nothing: Any) -> Any:
-        def tell(told: str) -> None:
-            logger.error(f"{self.model_id}: {told}")
+    def _answer(
+        self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]], empty_answer: Any
+    ) -> list[Any]:
+        def log(sentence: str) -> None:
+            logger.error(f"{self.model_id}: {sentence}")
 
-        return self.answered(requests, lambda own: answer_readable(self, own, answer, nothing, tell), nothing)
+        return self.answer_requests(
+            requests, lambda own: answer_readable(self, own, answer, empty_answer, log), empty_answer
+        )
 
     def _generate_all(self, requests: list[Instance]) -> list[str]:
         # Requests with the same generation arguments share a batch, long prompts first.
@@ -103,26 +110,27 @@ class LlavaVTR(Evaluated, lmms):
             for chunk in collator.get_batched(n=self.batch_size):
                 contexts, arguments, doc_to_visual, doc_ids, tasks, splits = zip(*chunk, strict=True)
                 pictures = [
-                    self._pictures(give, self.task_dict[task][split][doc_id])
-                    for give, task, split, doc_id in zip(doc_to_visual, tasks, splits, doc_ids, strict=True)
+                    self._pictures(to_visual, self.task_dict[task][split][doc_id])
+                    for to_visual, task, split, doc_id in zip(doc_to_visual, tasks, splits, doc_ids, strict=True)
                 ]
                 answers += self._generate(contexts, pictures, dict(arguments[0]))
                 bar.update(len(chunk))
         return collator.get_original(answers)
 
     def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-        """Pictures as the grids of their tokens cover them."""
+        """Return the part of each picture that the grid of its tokens covers."""
         processor = self.image_processor
         mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
         pixels = process_images(list(pictures), processor, self.model.config)
         return [to_pil_image((picture * std + mean).clamp(0, 1)) for picture in pixels]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """For each request the mean negative log-likelihood of its continuation, and whether it is greedy.
+        """Return for each request the loss of its continuation, and whether the continuation is greedy.
 
-        lmms-eval takes the smallest number for the best, so this is the loss as its own models return it.
-        The prompt alone is prefilled and pruned, as in generation; the continuation follows on the cache.
-        One with an unreadable picture is named, and its loss is infinite: a choice among such falls on the first.
+        The loss is the mean negative log-likelihood of a token, as lmms-eval's own models return it, which takes the
+        smallest number for the best. The prompt alone is prefilled and pruned, as in generation; the continuation
+        follows on the cache. A request with an unreadable picture is logged, and its loss is infinite: of choices that
+        all have such pictures, the first wins.
         """
         return self._answer(requests, self._score_all, (float("inf"), False))
 
@@ -132,7 +140,7 @@ class LlavaVTR(Evaluated, lmms):
             context, doc_to_target, doc_to_visual, doc_id, task, split = request.args
             document = self.task_dict[task][split][doc_id]
             pictures = self._pictures(doc_to_visual, document)
-            if isinstance(document, Unreadable):
+            if isinstance(document, UnreadableImage):
                 results.append((float("inf"), False))
                 continue
             target = doc_to_target if isinstance(doc_to_target, str) else doc_to_target(document)
@@ -144,7 +152,7 @@ class LlavaVTR(Evaluated, lmms):
         return results
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not supported: LLaVA-1.5 is evaluated in single turns."""
+        """Raise NotImplementedError, since LLaVA-1.5 is evaluated in single turns."""
         raise NotImplementedError("llava_vtr answers single questions; tasks of several rounds are not supported")
 
     def _pictures(self, doc_to_visual: Callable[[Any], Any], document: Any) -> list[Image.Image]:

@@ -1,7 +1,7 @@
-"""Pictures and prompts made ready for the model."""
+"""Preparation of pictures and prompts for the model."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
@@ -13,7 +13,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 
 
 def expand2square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Centre the picture on a square of its longer side."""
+    """Centre a picture on a square as large as its longer side."""
     side = max(image.size)
     square = Image.new(image.mode, (side, side), background)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -23,8 +23,11 @@ def expand2square(image: Image.Image, background: tuple[int, int, int]) -> Image
 def process_images(images: list[Image.Image], image_processor: CLIPImageProcessor, model_cfg: Any) -> Tensor:
     """Turn pictures into one tensor [count, 3, side, side].
 
-    With `image_aspect_ratio` "pad" in `model_cfg`, each picture is first centred on a square in the
-    processor's mean colour; else the processor alone scales and crops.
+    Args:
+        images: The pictures.
+        image_processor: Scales, crops and normalises them.
+        model_cfg: The model's configuration. If its `image_aspect_ratio` is "pad", each picture is first centred on a
+            square in the processor's mean colour.
     """
     pictures = [image.convert("RGB") for image in images]
     if getattr(model_cfg, "image_aspect_ratio", None) == "pad":
@@ -33,15 +36,31 @@ def process_images(images: list[Image.Image], image_processor: CLIPImageProcesso
     return image_processor.preprocess(pictures, return_tensors="pt")["pixel_values"]
 
 
+@overload
+def tokenizer_image_token(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, image_token_index: int = ..., return_tensors: None = ...
+) -> list[int]: ...
+@overload
+def tokenizer_image_token(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, image_token_index: int = ..., *, return_tensors: Literal["pt"]
+) -> Tensor: ...
+@overload
+def tokenizer_image_token(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, image_token_index: int, return_tensors: Literal["pt"]
+) -> Tensor: ...
 def tokenizer_image_token(
     prompt: str,
     tokenizer: PreTrainedTokenizerBase,
     image_token_index: int = IMAGE_TOKEN_INDEX,
     return_tensors: str | None = None,
 ) -> list[int] | Tensor:
-    """Tokenise a prompt, each `<image>` in it becoming `image_token_index`.
+    """Tokenise a prompt, with `image_token_index` in place of each `<image>`.
 
-    Returns a list, or a LongTensor [length] with return_tensors="pt".
+    Returns:
+        Token ids: a list, or with return_tensors="pt" a LongTensor [length].
+
+    Raises:
+        ValueError: `return_tensors` is neither None nor "pt".
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors={return_tensors!r}: allowed are None and 'pt'")
@@ -49,21 +68,22 @@ def tokenizer_image_token(
     for number, chunk in enumerate(prompt.split(DEFAULT_IMAGE_TOKEN)):
         piece = tokenizer(chunk).input_ids
         starts = bool(piece) and piece[0] == tokenizer.bos_token_id
-        # The tokeniser opens every chunk as if it were a text of its own; one opening is enough.
+        # The tokeniser begins every chunk with the token that begins a text; only the first chunk keeps it.
         ids += piece if number == 0 else [image_token_index, *piece[starts:]]
     return ids if return_tensors is None else torch.tensor(ids, dtype=torch.long)
 
 
 def get_model_name_from_path(model_path: str) -> str:
-    """The model's name in a folder or hub id; a `checkpoint-N` folder also names its parent."""
+    """Return the model's name in a path or hub id; for a folder `checkpoint-N`, with the name of its parent."""
     parts = model_path.strip("/").split("/")
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
 
 
 def pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Lay prompts [length] side by side, filled up with 0 on the left.
+    """Stack prompts [length], padded with 0 on the left.
 
-    Returns token ids [B, S] and a mask [B, S], False where they were filled up.
+    Returns:
+        Token ids [B, S], and a mask [B, S] that is False at padding.
     """
     ids = pad_sequence([prompt.flip(0) for prompt in prompts], batch_first=True).flip(1)
     lengths = torch.tensor([len(prompt) for prompt in prompts])

@@ -1,4 +1,4 @@
-"""What the pruning engine needs to know of Qwen2-VL."""
+"""The backbone of Qwen2-VL."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +29,7 @@ class Qwen2VLBackbone(QwenBackbone):
 
 
 def _mixed(layer: Any, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Mix a layer's rotary tables [B, L, D] of sections of those of time, row and column [3, B, L, D]."""
+    """Return a layer's rotary tables [B, L, D], whose sections alternate between time, row and column [3, B, L, D]."""
     sections = layer.self_attn.rope_scaling["mrope_section"] * 2
     cos, sin = (
         torch.cat([part[kind % 3] for kind, part in enumerate(table.split(sections, dim=-1))], dim=-1)

@@ -1,4 +1,4 @@
-"""What the pruning engine needs to know of Qwen3-VL."""
+"""The backbone of Qwen3-VL."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from strategy import register_backbone
 
 
 class Qwen3VLBackbone(QwenBackbone):
-    """Qwen3-VL, dense or of experts, which adds DeepStack features after its first layers."""
+    """Qwen3-VL, dense or with a mixture of experts, which adds DeepStack features after its first layers."""
 
     name = "qwen3_vl"
     models = (Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration)

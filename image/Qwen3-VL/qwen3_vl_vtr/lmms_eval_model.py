@@ -14,6 +14,6 @@ class Qwen3VLVTR(PrunedQwen, Qwen3_VL):
 
 
 class Qwen3VLChatVTR(PrunedQwen, Qwen3_VLChat):
-    """The same for tasks that give their questions as messages."""
+    """lmms-eval's Qwen3-VL with visual token pruning, for tasks that give their questions as messages."""
 
     model_id = "qwen3_vl_vtr"

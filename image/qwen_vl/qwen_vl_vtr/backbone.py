@@ -1,4 +1,4 @@
-"""What the pruning engine needs to know of every Qwen-VL."""
+"""The backbone of every Qwen-VL."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -36,32 +36,32 @@ class QwenBackbone(Backbone):
 
     def num_template_tokens(self, model: Any, kwargs: Mapping[str, Any]) -> list[int] | None:
         # The question's turn ends with the token that answers end with too.
-        ends = model.generation_config.eos_token_id
+        eos_ids = model.generation_config.eos_token_id
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-        if ids is None or ends is None:
+        if ids is None or eos_ids is None:
             return None
-        end = ends[0] if isinstance(ends, list) else ends
+        end = eos_ids[0] if isinstance(eos_ids, list) else eos_ids
         masks = (mask if mask is not None and mask.dim() == 2 else torch.ones_like(ids)).tolist()
         rows = [[t for t, real in zip(*pair, strict=True) if real] for pair in zip(ids.tolist(), masks, strict=True)]
         return [row[::-1].index(end) + 1 if end in row else 0 for row in rows]
 
     def layout(self, model: Any, kwargs: Mapping[str, Any]) -> Layout | None:
         config, ids = model.config, kwargs.get("input_ids")
-        given = {config.image_token_id: "image_grid_thw", config.video_token_id: "video_grid_thw"}
-        if all(kwargs.get(name) is None for name in given.values()):
+        arguments = {config.image_token_id: "image_grid_thw", config.video_token_id: "video_grid_thw"}
+        if all(kwargs.get(name) is None for name in arguments.values()):
             return None
         if ids is None:
             raise ValueError(
-                f"{' or '.join(given.values())} came without token ids: pass input_ids, not inputs_embeds, "
+                f"{' or '.join(arguments.values())} came without token ids: pass input_ids, not inputs_embeds, "
                 "since the ids tell where the visual tokens lie"
             )
         merge = config.vision_config.spatial_merge_size
-        grids = {token: _merged(kwargs.get(name), merge) for token, name in given.items()}
-        return [list(_spans(row, grids, given)) for row in ids.tolist()]
+        grids = {token: _merged(kwargs.get(name), merge) for token, name in arguments.items()}
+        return [list(_spans(row, grids, arguments)) for row in ids.tolist()]
 
 
-# Options of `generate` that ask for another loop than the greedy one. transformers loses some of them on the way to a
-# loop of one's own.
+# Options of `generate` that ask for another loop than the greedy one. transformers does not pass all of them to a
+# custom loop.
 OTHER_LOOPS = (
     "do_sample",
     "penalty_alpha",
@@ -71,6 +71,15 @@ OTHER_LOOPS = (
     "force_words_ids",
 )
 OTHER_ARGUMENTS = ("custom_generate", "streamer", "assistant_model", "tokenizer", "synced_gpus")
+# Options of `generate` that ask for more than token ids, or for another prefill.
+OTHER_OUTPUTS = (
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "output_logits",
+    "return_dict_in_generate",
+    "prefill_chunk_size",
+)
 
 
 def _generate(
@@ -79,7 +88,7 @@ def _generate(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Call the stock `generate`, with another loop if its own is the greedy one."""
+    """Call the stock `generate`, with the loop `_loop` in place of the greedy one."""
     model = stock.__self__  # type: ignore[attr-defined]
     config = kwargs.get("generation_config") or model.generation_config
     wanted = {name: kwargs.get(name, getattr(config, name, None)) for name in (*OTHER_LOOPS, "num_beams")}
@@ -106,8 +115,6 @@ def _loop(
         )
 
     pad, ends = generation_config._pad_token_tensor, generation_config._eos_token_tensor
-    extra = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
-    extra += ("return_dict_in_generate", "prefill_chunk_size")
     request = GreedyRequest(
         prompt_length=input_ids.shape[1],
         num_ids=input_ids.shape[1],
@@ -116,14 +123,14 @@ def _loop(
         eos_ids=[] if ends is None else ends.flatten().tolist(),
         pad_id=None if pad is None else int(pad),
         cache=kwargs.get("past_key_values"),
-        token_ids_only=not any(getattr(generation_config, name, None) for name in extra)
+        token_ids_only=not any(getattr(generation_config, name, None) for name in OTHER_OUTPUTS)
         and bool(kwargs.get("use_cache")),
     )
     return generate(stock, request)
 
 
 def _merged(grids: Tensor | None, merge: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the grids of visual tokens (T, H, W) that grids of patches [count, 3] become."""
+    """Yield the grids of visual tokens (T, H, W) for grids of patches [count, 3]."""
     rows = [] if grids is None else grids.tolist()
     return iter([(frames, height // merge, width // merge) for frames, height, width in rows])
 
@@ -131,7 +138,16 @@ def _merged(grids: Tensor | None, merge: int) -> Iterator[tuple[int, int, int]]:
 def _spans(
     row: list[int], grids: Mapping[int, Iterator[tuple[int, int, int]]], names: Mapping[int, str]
 ) -> Iterator[Span]:
-    """Yield the spans of one prompt's token ids; takes the grids from `grids`, by placeholder token."""
+    """Yield the spans of a prompt.
+
+    Args:
+        row: The prompt's token ids.
+        grids: The grids of the images and of the videos that are not yet placed, by placeholder token.
+        names: The argument that gave these grids, by placeholder token.
+
+    Raises:
+        ValueError: The prompt and the grids do not agree.
+    """
     at = 0
     while at < len(row):
         token = row[at]

@@ -1,4 +1,4 @@
-"""What pruning adds to lmms-eval's own wrappers of the Qwen models."""
+"""A mixin that adds pruning to lmms-eval's own wrappers of the Qwen models."""
 
 import inspect
 import re
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
 from loguru import logger
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -19,20 +20,24 @@ from transformers import PretrainedConfig
 import strategy
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
-from strategy.evaluation.lmms_model import Evaluated
+from strategy.evaluation.lmms_model import PrunedModelMixin
 from strategy.evaluation.unreadable_images import answer_readable
 from strategy.options import check_names
 
 # What transformers raises for a configuration with values of the wrong kind.
-MISFITS = (TypeError, AttributeError, KeyError, ZeroDivisionError)
+CONFIG_ERRORS = (TypeError, AttributeError, KeyError, ZeroDivisionError)
 
 
-class PrunedQwen(Evaluated):
-    """Stands before one of lmms-eval's wrappers among the bases of a class.
+class PrunedQwen(PrunedModelMixin, lmms):
+    """A mixin: list it before one of lmms-eval's wrappers among the bases of a class.
 
-    Takes the arguments of that wrapper and the fields of `strategy.VTRConfig`, these also with `vtr_` in
-    front. The device is CUDA if there is one, else the CPU, where the model runs in float32. Anything
-    wrong with the arguments or with the checkpoint ends the run with one sentence.
+    Args:
+        arguments: Those of the wrapper; `tensor_parallel`, `zero_stage` and `resume_folder`; and the options of
+            `strategy.VTRConfig`, these also with `vtr_` in front. The default device is CUDA if there is one, otherwise
+            the CPU, where the model runs in float32.
+
+    Raises:
+        SystemExit: An argument or the checkpoint is wrong; the message is one sentence.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -42,74 +47,80 @@ class PrunedQwen(Evaluated):
                 name for name, p in inspect.signature(super().__init__).parameters.items() if p.kind != p.VAR_KEYWORD
             ]
             check_names(arguments, (*stock, "tensor_parallel", "zero_stage", "resume_folder", *field_names()))
-            shares = tensor_parallel.parse_tp_size(arguments.pop("tensor_parallel", 1))
-            sharded = zero.parse_zero_stage(arguments.pop("zero_stage", 0), shares)
+            tp_size = tensor_parallel.parse_tp_size(arguments.pop("tensor_parallel", 1))
+            sharded = zero.parse_zero_stage(arguments.pop("zero_stage", 0), tp_size)
             processes.rank_timeout()
-            self.take_up(config, arguments, shares)
+            journal = self.open_journal(config, arguments, tp_size)
             arguments.pop("resume_folder", None)
             place = processes.take_device()
-            if shares > 1 or sharded:
-                # The whole of what is to be split may be too large for a GPU.
+            if tp_size > 1 or sharded:
+                # The whole model may be too large for a GPU.
                 arguments |= {"device": place, "device_map": "cpu"}
             device = processes.find_device(arguments.get("device") or place)
             arguments["device"] = "cpu" if device.type == "cpu" else str(device)
             arguments.setdefault("device_map", arguments["device"])
             if "pretrained" in arguments:
                 check_checkpoint(arguments["pretrained"])
-            with alone():
+            with single_process():
                 super().__init__(**arguments)
-            # Answers follow the prompt, so what fills it up comes before; the wrappers leave that to the checkpoint.
+            # Answers follow the prompt, so padding comes before it; the wrappers leave the side to the checkpoint.
             self.tokenizer.padding_side = self.processor.tokenizer.padding_side = "left"
             if self.device.type == "cpu":
                 # The wrappers load half precision, which most CPUs only emulate.
                 self.model.float()
-            self.share_out(self.model, self.model.model.language_model, config, shares, sharded)
+            decoder = self.model.model.language_model
+            self.distribute_and_attach(self.model, decoder, config, tp_size, sharded, journal)
         except (ValueError, OSError, ImportError) as error:
-            # lmms-eval would bury this under its own traceback.
+            # lmms-eval would print a traceback of its own around the sentence.
             raise SystemExit(f"{self.model_id}: {error}") from None
         except torch.cuda.OutOfMemoryError:
             raise
-        except (SafetensorError, UnpicklingError, RuntimeError, *MISFITS) as error:
-            reason, named = " ".join(str(error).split()), arguments.get("pretrained", "the default checkpoint")
-            raise SystemExit(f"{self.model_id}: {named}: broken weights or configuration ({reason})") from None
+        except (SafetensorError, UnpicklingError, RuntimeError, *CONFIG_ERRORS) as error:
+            reason, checkpoint = " ".join(str(error).split()), arguments.get("pretrained", "the default checkpoint")
+            raise SystemExit(f"{self.model_id}: {checkpoint}: broken weights or configuration ({reason})") from None
 
     def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-        """Pictures as the grids of their tokens cover them: whole."""
+        """Return the part of each picture that the grid of its tokens covers, which is all of it."""
         return [picture.convert("RGB") for picture in pictures]
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
-        """Answer each request, in order; one with an unreadable picture is named and answered with nothing."""
-        return self.answered(requests, self._by_task, "")
+        """Answer each request, in order; a request with an unreadable picture is logged and gets an empty answer."""
+        return self.answer_requests(requests, self._answer_by_task, "")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[Any]:
-        """Answer tasks of several rounds, if the wrapper does: each process its own, and nothing is kept of them."""
-        if self.group or self.shards or self.journal:
+        """Answer tasks of several rounds as the wrapper does: each rank by itself, and without the journal.
+
+        Raises:
+            SystemExit: The ranks share a model or its weights, or there is a journal.
+        """
+        if self.tp_group or self.shards or self.journal:
             raise SystemExit(
                 f"{self.model_id}: tasks of several rounds do not go with tensor_parallel, zero_stage or resume_folder"
             )
         return super().generate_until_multi_round(requests)
 
-    def _by_task(self, requests: list[Instance]) -> list[Any]:
-        def tell(told: str) -> None:
-            logger.error(f"{self.model_id}: {told}")
+    def _answer_by_task(self, requests: list[Instance]) -> list[Any]:
+        def log(sentence: str) -> None:
+            logger.error(f"{self.model_id}: {sentence}")
 
-        # The wrappers take a whole batch for the first question's task.
-        places: dict[tuple[str, str], list[int]] = {}
-        for number, request in enumerate(requests):
-            places.setdefault(tuple(request.args[-2:]), []).append(number)
+        # The wrappers answer a whole batch as questions of the first request's task.
+        indices_by_task: dict[tuple[str, str], list[int]] = {}
+        for index, request in enumerate(requests):
+            indices_by_task.setdefault(tuple(request.args[-2:]), []).append(index)
         answers: list[Any] = [""] * len(requests)
-        for numbers in places.values():
-            mine = answer_readable(self, [requests[n] for n in numbers], super().generate_until, "", tell)
-            for number, said in zip(numbers, mine, strict=True):
-                answers[number] = said
+        for indices in indices_by_task.values():
+            own = answer_readable(self, [requests[index] for index in indices], super().generate_until, "", log)
+            for index, answer in zip(indices, own, strict=True):
+                answers[index] = answer
         return answers
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Let the wrappers take this process for the only one.
+def single_process() -> Iterator[None]:
+    """Make lmms-eval's wrappers see one process only.
 
-    Among several they want GPUs, whose place `device` tells already, and that is all that they would do.
+    With several processes, all that a wrapper does is to choose a GPU and to refuse a machine without one; the argument
+    `device` has made that choice.
     """
     state = PartialState()
     count, state.num_processes = state.num_processes, 1
@@ -122,13 +133,16 @@ def alone() -> Iterator[None]:
 def check_checkpoint(pretrained: str) -> None:
     """Refuse a checkpoint that brings its own code, or a folder without weights for all its layers.
 
-    Raises ValueError. transformers would leave random what it has no weights for, and begin to build any
-    number of layers; lmms-eval's Qwen3-VL wrapper would run the code.
+    transformers would initialise layers at random that have no weights, and would begin to build any number of layers;
+    lmms-eval's Qwen3-VL wrapper would run the code.
+
+    Raises:
+        ValueError: The checkpoint is one of these.
     """
     config = PretrainedConfig.get_config_dict(pretrained)[0]
     if "auto_map" in config:
         raise ValueError(f"{pretrained} brings its own code (auto_map in config.json), which is not run")
-    names = [name for file in Path(pretrained).glob("*.safetensors") for name in _names(file)]
+    names = [name for file in Path(pretrained).glob("*.safetensors") for name in _weight_names(file)]
     if not names:
         return
     depths = {
@@ -141,6 +155,6 @@ def check_checkpoint(pretrained: str) -> None:
             raise ValueError(f"{pretrained}: config.json says {depth} {kind}, but there are weights for {len(found)}")
 
 
-def _names(file: Path) -> list[str]:
+def _weight_names(file: Path) -> list[str]:
     with safe_open(file, "pt") as tensors:
         return list(tensors.keys())

@@ -1,4 +1,4 @@
-"""What the pruning engine needs to know of Video-LLaVA."""
+"""The backbone of Video-LLaVA."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ from videollava.model.video_llava import VideoLlavaForCausalLM
 
 
 class VideoLlavaBackbone(LlamaBackbone):
-    """Video-LLaVA: eight frames of 16 x 16 patches, and a class token a frame."""
+    """Video-LLaVA: eight frames of 16 x 16 patches, each with a class token."""
 
     name = "videollava"
     models = (VideoLlavaForCausalLM,)

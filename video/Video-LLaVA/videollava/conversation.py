@@ -1,4 +1,4 @@
-"""Prompt templates: Video-LLaVA speaks Vicuna's, under a name of its own."""
+"""Prompt templates: Video-LLaVA has Vicuna's, under another name."""
 
 from llava.conversation import Conversation, conv_vicuna_v1
 from llava.conversation import conv_templates as _llava_templates

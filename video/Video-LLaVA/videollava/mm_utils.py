@@ -1,4 +1,4 @@
-"""Videos, pictures and prompts made ready for the model."""
+"""Preparation of videos, pictures and prompts for the model."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from torchvision.transforms.functional import center_crop, normalize, to_tensor
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from videollava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, NUM_FRAMES
 
-# CLIP's, per colour.
+# CLIP's normalisation, by colour.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -29,9 +29,17 @@ __all__ = [
 
 
 def load_video(path: str | Path, frames: int = NUM_FRAMES) -> Tensor:
-    """Frames evenly spaced over a video, first and last included: [frames, 3, H, W] uint8.
+    """Decode frames that are evenly spaced over a video, the first and the last among them.
 
-    Raises ValueError that names the file if it cannot be opened or decoded.
+    Args:
+        path: The file.
+        frames: How many frames.
+
+    Returns:
+        [frames, 3, H, W] uint8.
+
+    Raises:
+        ValueError: The file, which the message names, cannot be opened or decoded.
     """
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
@@ -45,21 +53,23 @@ def load_video(path: str | Path, frames: int = NUM_FRAMES) -> Tensor:
 
 
 def prepare_video(frames: Tensor, side: int = 224) -> Tensor:
-    """Turn frames [T, 3, H, W] uint8 into what the video tower takes, [3, T, side, side] float32.
+    """Turn frames [T, 3, H, W] uint8 into the input of the video tower, [3, T, side, side] float32.
 
-    To the unit range, CLIP's normalisation, the short side to `side`, the centre cut out.
+    The frames are scaled to the unit range, normalised as for CLIP, resized so that the short side is `side`, and
+    cropped to the centre.
     """
     pixels = normalize(frames.float() / 255, MEAN, STD)
-    return center_crop(_short_side(pixels, side, "bilinear"), [side, side]).transpose(0, 1)
+    return center_crop(_resize(pixels, side, "bilinear"), [side, side]).transpose(0, 1)
 
 
 def prepare_image(image: Image.Image, side: int = 224) -> Tensor:
-    """Turn a picture into what the image tower takes, [3, side, side] float32."""
-    pixels = _short_side(to_tensor(image.convert("RGB"))[None], side, "bicubic")
+    """Turn a picture into the input of the image tower, [3, side, side] float32."""
+    pixels = _resize(to_tensor(image.convert("RGB"))[None], side, "bicubic")
     return normalize(center_crop(pixels, [side, side]), MEAN, STD)[0]
 
 
-def _short_side(pixels: Tensor, side: int, mode: str) -> Tensor:
+def _resize(pixels: Tensor, side: int, mode: str) -> Tensor:
+    """Resize pictures [T, 3, H, W] so that the shorter side is `side`."""
     height, width = pixels.shape[-2:]
     short = min(height, width)
     size = math.floor(height / short * side), math.floor(width / short * side)
@@ -67,7 +77,7 @@ def _short_side(pixels: Tensor, side: int, mode: str) -> Tensor:
 
 
 def prepare_prompt(question: str) -> str:
-    """A question with one picture token for each frame where it says `<video>`, or before it if it does not."""
+    """Return a question with a picture token for each frame, in place of `<video>` or, without that, in front."""
     frames = DEFAULT_IMAGE_TOKEN * NUM_FRAMES
     if DEFAULT_VIDEO_TOKEN in question:
         return question.replace(DEFAULT_VIDEO_TOKEN, frames)

@@ -1,4 +1,4 @@
-"""The model and how it is loaded."""
+"""The model and its loader."""
 
 from llava.model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 

@@ -22,7 +22,7 @@ from strategy.distributed.processes import find_device
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 FILES = ["*.json", "*.model", "*.safetensors", "*.bin"]
 NEEDED = ("mm_vision_tower", "mm_hidden_size", "mm_vision_select_layer")
-LONGEST = 1 << 20  # positions, for each of which the decoder keeps its rotation
+MAX_POSITIONS = 1 << 20  # the decoder keeps a rotation for each of them
 # Buffers that older checkpoints hold although every model computes them itself.
 DERIVED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
@@ -38,13 +38,24 @@ def load_pretrained_model(
     dtype: torch.dtype | None = None,
     attn_implementation: str = "sdpa",
 ) -> tuple[LlamaTokenizer, LlavaLlamaForCausalLM, CLIPImageProcessor, int]:
-    """Load (tokenizer, model, image processor, context length).
+    """Load a checkpoint.
 
-    model_path: a folder, or the id of a repository on the hub. model_base, load_8bit and load_4bit are
-    there because callers pass them, and refused if set; model_name is not needed. device_map: as
-    accelerate takes it, instead of device. device: CUDA if there is one, else the CPU. dtype: float16 on
-    CUDA, else float32. attn_implementation: one of ATTENTION. Raises ValueError, in one sentence that
-    names the file or the argument, for what is missing, damaged, or not LLaVA-1.5.
+    Args:
+        model_path: A folder, or the id of a repository on the hub.
+        model_base: Refused if given; callers of the original loader pass it.
+        model_name: Ignored, likewise.
+        load_8bit: Refused if set, likewise.
+        load_4bit: Refused if set, likewise.
+        device_map: As accelerate takes it, in place of `device`.
+        device: Where the model goes; by default CUDA if there is one, otherwise the CPU.
+        dtype: The weights' type; by default float16 on CUDA, otherwise float32.
+        attn_implementation: One of ATTENTION.
+
+    Returns:
+        Tokenizer, model, image processor and context length.
+
+    Raises:
+        ValueError: Something is missing, damaged, or not LLaVA-1.5; one sentence names the file or the argument.
     """
     refuse_unsupported(model_base, load_8bit or load_4bit, attn_implementation)
     place = find_device(device)
@@ -64,7 +75,7 @@ def load_pretrained_model(
 
 
 def num_template_tokens(tokenizer: Any) -> int:
-    """How many tokens end every prompt of the Vicuna template, whatever it asks."""
+    """Return how many tokens of the Vicuna template follow the question in every prompt."""
     prompts = []
     for question in ("Why?", "Count them"):
         conversation = conv_vicuna_v1.copy()
@@ -75,7 +86,7 @@ def num_template_tokens(tokenizer: Any) -> int:
 
 
 def refuse_unsupported(model_base: str | None, quantised: bool, attn_implementation: str) -> None:
-    """Raise ValueError for what callers of the original loaders may ask for and do not get here."""
+    """Raise ValueError for an argument of the original loaders that is not supported here."""
     if model_base is not None:
         raise ValueError(f"model_base={model_base!r}: LoRA checkpoints are not supported, merge them first")
     if quantised:
@@ -94,7 +105,7 @@ def load_weights(
     device_map: str | dict[str, int | str] | None,
     attn_implementation: str,
 ) -> Any:
-    """A model with the weights of a folder; ValueError if they are damaged or do not fit the configuration."""
+    """Return a model with the weights of a folder; raise ValueError if these are damaged or do not fit `config`."""
     check_shapes(folder, lambda: model_class(config), config, check_files(folder, "tokenizer.model"))
     try:
         return model_class.from_pretrained(
@@ -112,18 +123,27 @@ def load_weights(
 def check_shapes(
     folder: Path, build: Callable[[], nn.Module], config: PretrainedConfig, found: dict[str, tuple[int, ...]]
 ) -> None:
-    """Compare weights with what `build` makes of a configuration; ValueError if they differ.
+    """Compare the weights of a checkpoint with those of its model.
 
-    Nothing is allocated for it: a configuration may say anything. It also tells of missing weights, which
-    transformers 4.37 does not when a model is not yet in memory.
+    No memory is allocated for the model, since a configuration may say anything. transformers 4.37 does not report
+    missing weights of a model that is not yet in memory; this function does.
+
+    Args:
+        folder: The checkpoint, for error messages.
+        build: Makes the model.
+        config: The model's configuration.
+        found: The shapes of the checkpoint's weights, by name.
+
+    Raises:
+        ValueError: The weights differ, or there is no model of such a configuration.
     """
     found = {name: shape for name, shape in found.items() if not name.endswith(DERIVED)}
     layers, longest = config.num_hidden_layers, getattr(config, "max_position_embeddings", 0)
-    whole = isinstance(layers, int) and isinstance(longest, int)
-    if not whole or not 0 < layers <= len(found) or longest > LONGEST:
+    integers = isinstance(layers, int) and isinstance(longest, int)
+    if not integers or not 0 < layers <= len(found) or longest > MAX_POSITIONS:
         raise ValueError(
             f"{folder}: config.json says num_hidden_layers={layers} and max_position_embeddings={longest}: there "
-            f"are {len(found)} weights, and up to {LONGEST} positions are supported"
+            f"are {len(found)} weights, and up to {MAX_POSITIONS} positions are supported"
         )
     try:
         with torch.device("meta"):
@@ -139,7 +159,7 @@ def check_shapes(
 
 
 def load_tokenizer(folder: Path) -> LlamaTokenizer:
-    """The sentencepiece tokeniser in a folder; ValueError if it is damaged."""
+    """Return the sentencepiece tokeniser in a folder; raise ValueError if it is damaged."""
     try:
         return LlamaTokenizer.from_pretrained(folder)
     except (OSError, RuntimeError, ValueError) as error:
@@ -147,7 +167,7 @@ def load_tokenizer(folder: Path) -> LlamaTokenizer:
 
 
 def find_folder(path: str, cache_dir: str | None = None) -> Path:
-    """A folder as it is, or a repository of the hub once it is downloaded; ValueError if it is neither."""
+    """Return a folder as it is, or download a repository of the hub; raise ValueError if the path is neither."""
     if Path(path).is_dir():
         return Path(path)
     try:
@@ -157,7 +177,7 @@ def find_folder(path: str, cache_dir: str | None = None) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError that names the file if it is missing or damaged."""
+    """Return the object in a JSON file; raise ValueError that names the file if it is missing or damaged."""
     try:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -165,7 +185,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path, needed: tuple[str, ...] = NEEDED) -> LlavaConfig:
-    """The configuration of a LLaVA-1.5 checkpoint with these fields; ValueError if it is anything else."""
+    """Return the configuration of a LLaVA-1.5 checkpoint; raise ValueError if it is another, or lacks a field."""
     file = folder / "config.json"
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder}: LoRA checkpoints are not supported, merge them first")
@@ -187,9 +207,14 @@ def read_config(folder: Path, needed: tuple[str, ...] = NEEDED) -> LlavaConfig:
 
 
 def check_files(folder: Path, *others: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all weights in a folder that holds whole weight files and these others beside them.
+    """Return the shapes of all weights in a folder, by name.
 
-    Raises ValueError that names the file which is missing, cut off, or holds more than tensors.
+    Args:
+        folder: The folder.
+        others: Files that have to be there besides the weights.
+
+    Raises:
+        ValueError: A file, which the message names, is missing, cut off, or holds more than tensors.
     """
     for name in others:
         if not (folder / name).is_file():
@@ -224,7 +249,7 @@ def check_files(folder: Path, *others: str) -> dict[str, tuple[int, ...]]:
 
 
 def load_tower(folder: Path, config: LlavaConfig, dtype: torch.dtype) -> CLIPVisionTower:
-    """The vision tower that a configuration names: a folder in the checkpoint, any folder, or a hub id."""
+    """Load the vision tower that a configuration names: a folder in the checkpoint, any folder, or a hub id."""
     inside = folder / config.mm_vision_tower
     tower = inside if inside.is_dir() else find_folder(config.mm_vision_tower)
     check_tower(tower, check_files(tower, "config.json", "preprocessor_config.json"))
@@ -237,13 +262,13 @@ def load_tower(folder: Path, config: LlavaConfig, dtype: torch.dtype) -> CLIPVis
 
 
 def tower_config(folder: Path) -> CLIPVisionConfig:
-    """The vision part of a CLIP's configuration in a folder; ValueError if it is missing or damaged."""
+    """Return the vision part of a CLIP's configuration in a folder; raise ValueError if it is missing or damaged."""
     values = read_json(folder / "config.json")
     return CLIPVisionConfig.from_dict(values.get("vision_config", values))
 
 
 def check_tower(folder: Path, found: dict[str, tuple[int, ...]]) -> CLIPVisionConfig:
-    """The configuration of a CLIP's vision part in a folder; ValueError if the weights found there do not fit it."""
+    """Return the configuration of a CLIP's vision part; raise ValueError if the weights found do not fit it."""
     config = tower_config(folder)
     own = {name: shape for name, shape in found.items() if name.startswith("vision_model.")}
     check_shapes(folder, lambda: CLIPVisionModel(config), config, own)

@@ -1,41 +1,29 @@
-"""LLaVA on the stock Llama of transformers: pictures are projected into the prompt's embeddings."""
+"""LLaVA on the stock Llama of transformers: features of pictures become embeddings of the prompt."""
 
-import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.prompts import Visual, embed_prompts, positions
 from llava.model.vision_tower import CLIPVisionTower
-from strategy import Layout, Span
+from strategy import Layout
 from strategy.kernels.kv_cache import length as cache_length
 
 Images = Tensor | Sequence[Tensor] | None
 
 
-class Visual(NamedTuple):
-    """A picture or a video: its tokens [n, hidden size] behind each of its image tokens, and their grid.
-
-    lead: see `strategy.Span`.
-    """
-
-    parts: Sequence[Tensor]
-    grid: tuple[int, int, int]
-    lead: int = 0
-
-
 class LlavaConfig(LlamaConfig):
-    """A Llama configuration with LLaVA's `mm_` fields beside it."""
+    """A Llama configuration with LLaVA's `mm_` fields."""
 
     model_type = "llava"
 
 
 class LlavaLlamaModel(LlamaModel):
-    """The decoder, with the projector whose weights the checkpoint keeps beside its own."""
+    """The decoder, with the projector whose weights the checkpoint keeps among its own."""
 
     config_class = LlavaConfig
 
@@ -45,16 +33,18 @@ class LlavaLlamaModel(LlamaModel):
         self.vision_tower: CLIPVisionTower | None = None
 
     def forward(self, *args: Any, visual_layout: Layout | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
-        """The stock forward call; `visual_layout` is there for whoever hooks this module."""
+        """Call the stock forward; `visual_layout` is there for hooks of this module."""
         return super().forward(*args, **kwargs)
 
 
 class LlavaLlamaForCausalLM(LlamaForCausalLM):
     """LLaVA for inference.
 
-    Pictures replace the `IMAGE_TOKEN_INDEX` entries of `input_ids`, in order over the whole batch.
-    Prompts of a batch are padded on the left, so every prompt's last token is its row's last.
-    num_template_tokens: how many tokens of the template end every prompt.
+    Pictures replace the `IMAGE_TOKEN_INDEX` entries of `input_ids`, in order over the whole batch. Prompts of a batch
+    are padded on the left, so that every prompt's last token is its row's last.
+
+    Attributes:
+        num_template_tokens: How many tokens of the template end every prompt.
     """
 
     config_class = LlavaConfig
@@ -68,72 +58,32 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         self.post_init()
 
     def get_vision_tower(self) -> CLIPVisionTower:
-        """The vision tower; ValueError if none was loaded."""
+        """Return the vision tower; raise ValueError if none was loaded."""
         if self.model.vision_tower is None:
             raise ValueError("this model has no vision tower: load it with load_pretrained_model")
         return self.model.vision_tower
 
     def encode_images(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """Visual tokens [count, N, hidden size] of pictures [count, 3, side, side], or of a list of them."""
+        """Return the visual tokens [count, N, hidden size] of pictures [count, 3, side, side], or of a list of them."""
         pixels = images if isinstance(images, Tensor) else torch.cat([i.view(-1, *i.shape[-3:]) for i in images])
         return self.project(self.get_vision_tower()(pixels.flatten(0, -4)))
 
     def project(self, features: Tensor) -> Tensor:
-        """A tower's features [..., width] as embeddings of the decoder, [..., hidden size]."""
-        return self.model.mm_projector(features.to(self.model.mm_projector[0].weight))
+        """Project a tower's features [..., width] to embeddings of the decoder, [..., hidden size]."""
+        projector = self.model.mm_projector
+        return projector(features.to(next(projector.parameters())))
 
     def encode(self, images: Tensor | Sequence[Tensor]) -> list[Visual]:
-        """What stands for each of the pictures in a prompt."""
+        """Return the visual tokens of each picture."""
         grid = self.get_vision_tower().grid
         return [Visual([tokens], grid) for tokens in self.encode_images(images)]
 
     def embed_prompts(
         self, input_ids: Tensor, attention_mask: Tensor | None, images: Images
     ) -> tuple[Tensor, Tensor, Layout]:
-        """Embeddings [B, L, C], attention mask [B, L] and visual layout of prompts with pictures in them.
-
-        Raises ValueError if the prompts ask for more or fewer pictures than there are.
-        """
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
-        # Padding on either side goes; what lies between the turns of a conversation stays, as the cache has it.
-        spread = [(int(row.argmax()), row.shape[0] - int(row.flip(0).argmax())) for row in real.bool().int()]
-        prompts = [ids[first:end] for ids, (first, end) in zip(input_ids, spread, strict=True)]
-        wanted = sum(int((ids == IMAGE_TOKEN_INDEX).sum()) for ids in prompts)
+        """Embed prompts with their pictures; see `llava.model.prompts.embed_prompts`."""
         visuals = [] if images is None or len(images) == 0 else self.encode(images)
-        there = sum(len(visual.parts) for visual in visuals)
-        if wanted != there:
-            raise ValueError(f"the prompts have {wanted} image tokens, but {there} images were given")
-        embed = self.get_input_embeddings()
-        queue = ((visual, number, part) for visual in visuals for number, part in enumerate(visual.parts))
-        rows, masks, layout = [], [], []
-        for ids, here, (first, _) in zip(prompts, real, spread, strict=True):
-            parts: list[Tensor] = []
-            seen: list[Tensor] = []
-            spans: list[Span] = []
-            borders = [-1, *(ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids)]
-            for number, (before, at) in enumerate(itertools.pairwise(borders)):
-                if number:
-                    visual, place, part = next(queue)
-                    start = sum(map(len, parts))
-                    if place:  # a later frame of the video before it
-                        spans[-1] = spans[-1]._replace(start=(*spans[-1].start, start))
-                    else:
-                        spans.append(Span((start,), visual.grid, visual.lead))
-                    parts.append(part.to(embed.weight.device))
-                    seen.append(here.new_ones(len(part)))
-                parts.append(embed(ids[before + 1 : at]))
-                seen.append(here[first + before + 1 : first + at])
-            rows.append(torch.cat(parts))
-            masks.append(torch.cat(seen))
-            layout.append(spans)
-        length = max(map(len, rows))
-        embeddings = rows[0].new_zeros(len(rows), length, rows[0].shape[-1])
-        mask = torch.zeros(len(rows), length, dtype=torch.long, device=embeddings.device)
-        for number, (row, spans) in enumerate(zip(rows, layout, strict=True)):
-            pad = length - len(row)
-            embeddings[number, pad:], mask[number, pad:] = row, masks[number]
-            layout[number] = [span._replace(start=tuple(pad + start for start in span.start)) for span in spans]
-        return embeddings, mask, layout
+        return embed_prompts(self.get_input_embeddings(), input_ids, attention_mask, visuals)
 
     def forward(
         self,
@@ -150,17 +100,33 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         visual_layout: Layout | None = None,
         return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, L, vocabulary] of prompts, or of what follows a cache.
+        """Return the logits [B, L, vocabulary] of prompts, or of what follows a cache.
 
-        `images` are the processed pictures of the prompts. `image_sizes` and `return_dict` are taken for
-        callers' sake: pictures are always square here, and the output is always a named one.
+        Args:
+            input_ids: Token ids [B, L].
+            attention_mask: A mask [B, L], 0 at padding.
+            position_ids: Positions [B, L]; those of the tokens that are no padding if not given.
+            past_key_values: The cache.
+            inputs_embeds: Embeddings [B, L, C] in place of token ids.
+            use_cache: Whether to fill a cache.
+            output_attentions: As in transformers.
+            output_hidden_states: As in transformers.
+            images: The processed pictures of the prompts.
+            image_sizes: Ignored; callers pass it, but pictures are always square here.
+            visual_layout: Where visual tokens lie in `inputs_embeds`.
+            return_dict: Ignored; the output always has named fields.
+
+        Raises:
+            ValueError: There are neither token ids nor embeddings; and as for `embed_prompts`.
         """
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if tokens is None:
+            raise ValueError("forward needs input_ids or inputs_embeds")
         if inputs_embeds is None and not cache_length(past_key_values):
-            inputs_embeds, attention_mask, visual_layout = self.embed_prompts(input_ids, attention_mask, images)
-            input_ids = None
+            tokens, attention_mask, visual_layout = self.embed_prompts(tokens, attention_mask, images)
+            input_ids, inputs_embeds = None, tokens
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
-            new = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-            position_ids = positions(attention_mask)[:, -new:]
+            position_ids = positions(attention_mask)[:, -tokens.shape[1] :]
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -189,57 +155,61 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Continue prompts [B, S]; returns the new tokens only.
+        """Continue prompts [B, S] and return the new tokens only.
 
-        inputs (or input_ids=): token ids with `IMAGE_TOKEN_INDEX` for each picture. Everything else is as
-        in transformers' `generate`: with the cache of an earlier call as past_key_values, the inputs are the
-        whole conversation so far, and the images all that are in it. Raises ValueError if prompts and
-        pictures do not match.
+        Args:
+            inputs: Token ids with `IMAGE_TOKEN_INDEX` for each picture; `input_ids` is another name. With the cache of
+                an earlier call as past_key_values, these are the whole conversation so far.
+            images: All pictures in the prompts.
+            image_sizes: Ignored; callers pass it, but pictures are always square here.
+            attention_mask: A mask [B, S], 0 at padding.
+            kwargs: As in transformers' `generate`.
+
+        Raises:
+            ValueError: Prompts and pictures do not match, or there are no token ids.
         """
         inputs = kwargs.pop("input_ids", inputs)
         if inputs is None:
             raise ValueError("generate needs the prompts' token ids, as inputs or input_ids")
         embeddings, mask, layout = self.embed_prompts(inputs.to(self.device), attention_mask, images)
-        # Left to itself, generate would invent a first token and return it with the answer.
+        # Without token ids, generate would begin the answer with a token of its own.
         none = inputs.new_empty(len(inputs), 0, device=self.device)
         return super().generate(none, inputs_embeds=embeddings, attention_mask=mask, visual_layout=layout, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
+        *,
+        attention_mask: Tensor,
         past_key_values: Any = None,
-        attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         visual_layout: Layout | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Arguments of the next forward call of `generate`."""
-        call = {"attention_mask": attention_mask, "use_cache": use_cache, "past_key_values": past_key_values}
-        # The count of tokens seen, unlike the cache's length, has those that were pruned in it.
+        """Return the keyword arguments of the next forward call of `generate`."""
+        arguments = {"attention_mask": attention_mask, "use_cache": use_cache, "past_key_values": past_key_values}
+        # The count of tokens seen, unlike the cache's length, includes pruned tokens.
         new = attention_mask.shape[1] - getattr(past_key_values, "seen_tokens", cache_length(past_key_values))
-        call["position_ids"] = positions(attention_mask)[:, -new:]
+        arguments["position_ids"] = positions(attention_mask)[:, -new:]
         if new <= input_ids.shape[1]:
-            return call | {"input_ids": input_ids[:, -new:]}
+            return arguments | {"input_ids": input_ids[:, -new:]}
+        if inputs_embeds is None or visual_layout is None:
+            raise ValueError("the attention mask is longer than input_ids: pass inputs_embeds and visual_layout too")
         if input_ids.shape[1]:
             inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(input_ids)], dim=1)
         beams = len(inputs_embeds) // len(visual_layout)
-        return call | {
+        return arguments | {
             "inputs_embeds": inputs_embeds[:, -new:],
             "visual_layout": [spans for spans in visual_layout for _ in range(beams)],
         }
 
 
 def build_projector(config: LlavaConfig) -> nn.Sequential:
-    """The projector named by `mm_projector_type`; ValueError for one LLaVA-1.5 does not know."""
+    """Return the projector that `mm_projector_type` names; raise ValueError for one that LLaVA-1.5 does not have."""
     kind, width = getattr(config, "mm_projector_type", "linear"), config.hidden_size
     if kind == "linear":
         return nn.Sequential(nn.Linear(config.mm_hidden_size, width))
     if kind == "mlp2x_gelu":
         return nn.Sequential(nn.Linear(config.mm_hidden_size, width), nn.GELU(), nn.Linear(width, width))
     raise ValueError(f"mm_projector_type={kind!r}: allowed are 'linear' and 'mlp2x_gelu'")
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position ids of prompts [B, L] that count real tokens only."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -5,10 +5,15 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 
 
 class CLIPVisionTower(nn.Module):
-    """A frozen CLIP vision model with its image processor, read at one of its hidden layers.
+    """A frozen CLIP vision model with its image processor, whose features are those of a hidden layer.
 
-    select_layer: index into the hidden states, as in `mm_vision_select_layer`. Raises ValueError for a layer
-    there is not.
+    Args:
+        vision_tower: The CLIP model.
+        image_processor: Its image processor.
+        select_layer: The index into the hidden states, as in `mm_vision_select_layer`.
+
+    Raises:
+        ValueError: The model has no such layer.
     """
 
     def __init__(self, vision_tower: CLIPVisionModel, image_processor: CLIPImageProcessor, select_layer: int) -> None:
@@ -21,12 +26,12 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Frames, rows and columns of one picture's patches."""
+        """Return the grid (T, H, W) of one picture's patches."""
         side = self.vision_tower.config.image_size // self.vision_tower.config.patch_size
         return 1, side, side
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features [count, N, width] of the patches of pictures [count, 3, side, side]."""
+        """Return the features [count, N, width] of the patches of pictures [count, 3, side, side]."""
         images = images.to(self.vision_tower.device, self.vision_tower.dtype)
         features = self.vision_tower(images, output_hidden_states=True).hidden_states[self.select_layer]
         return features[:, 1:]

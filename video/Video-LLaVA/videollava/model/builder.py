@@ -36,12 +36,24 @@ def load_pretrained_model(
     dtype: torch.dtype | None = None,
     attn_implementation: str = "sdpa",
 ) -> tuple[LlamaTokenizer, VideoLlavaForCausalLM, int]:
-    """Load (tokenizer, model, context length).
+    """Load a checkpoint.
 
-    model_path: a folder, or the id of a repository on the hub, kept in cache_dir. model_base, load_8bit and
-    load_4bit are there because callers pass them, and refused if set; model_name is not needed. device: CUDA
-    if there is one, else the CPU. dtype: float16 on CUDA, else float32. Raises ValueError, in one sentence
-    that names the file or the argument, for what is missing, damaged, or not Video-LLaVA.
+    Args:
+        model_path: A folder, or the id of a repository on the hub.
+        model_base: Refused if given; callers of the original loader pass it.
+        model_name: Ignored, likewise.
+        load_8bit: Refused if set, likewise.
+        load_4bit: Refused if set, likewise.
+        device: Where the model goes; by default CUDA if there is one, otherwise the CPU.
+        cache_dir: Where repositories of the hub are kept.
+        dtype: The weights' type; by default float16 on CUDA, otherwise float32.
+        attn_implementation: "sdpa", "eager" or "flash_attention_2".
+
+    Returns:
+        Tokenizer, model and context length.
+
+    Raises:
+        ValueError: Something is missing, damaged, or not Video-LLaVA; one sentence names the file or the argument.
     """
     refuse_unsupported(model_base, load_8bit or load_4bit, attn_implementation)
     place = find_device(device)
@@ -62,7 +74,7 @@ def load_pretrained_model(
 
 
 def fingerprint(folder: Path) -> str:
-    """What tells the weights in a folder from others: a digest of names, sizes, and how each file begins."""
+    """Return a digest of the weights in a folder: of the files' names, their sizes, and how each begins."""
     digest = hashlib.sha256()
     for file in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         if file.is_file():
@@ -74,7 +86,7 @@ def fingerprint(folder: Path) -> str:
 def inside_config(
     folder: Path, config: LlavaConfig, kind: str, shapes: dict[str, tuple[int, ...]]
 ) -> CLIPVisionConfig | None:
-    """The configuration of a tower whose weights are in the checkpoint; None if they are elsewhere."""
+    """Return the configuration of a tower whose weights are in the checkpoint; None if they are elsewhere."""
     prefix = f"model.{kind}_tower.{kind}_tower."
     if not any(name.startswith(prefix) for name in shapes):
         return None
@@ -83,9 +95,9 @@ def inside_config(
 
 
 def load_tower(folder: Path, config: LlavaConfig, kind: str, cache_dir: str | None) -> FrameTower:
-    """The tower that the configuration names: a folder in the checkpoint, any folder, or a hub id."""
-    named = getattr(config, f"mm_{kind}_tower")
-    place = folder / named if (folder / named).is_dir() else find_folder(named, cache_dir)
+    """Load the tower that the configuration names: a folder in the checkpoint, any folder, or a hub id."""
+    name = getattr(config, f"mm_{kind}_tower")
+    place = folder / name if (folder / name).is_dir() else find_folder(name, cache_dir)
     shapes = check_files(place, "config.json")
     refuse_temporal(place, shapes)
     own = check_tower(place, shapes)
@@ -99,7 +111,7 @@ def load_tower(folder: Path, config: LlavaConfig, kind: str, cache_dir: str | No
 
 
 def refuse_temporal(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError for a tower whose frames see each other."""
+    """Raise ValueError for a tower whose frames attend to each other."""
     if any("temporal" in name for name in shapes):
         raise ValueError(
             f"{folder}: its video tower has temporal attention, which is not supported: frames are seen alone"

@@ -1,4 +1,4 @@
-"""The CLIP towers for pictures and for videos, a video frame by frame."""
+"""The CLIP towers for pictures and for videos, which encode a video frame by frame."""
 
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
@@ -6,10 +6,15 @@ from transformers.models.clip.modeling_clip import CLIPVisionTransformer
 
 
 class FrameTower(nn.Module):
-    """A frozen CLIP vision model, read at one of its hidden layers.
+    """A frozen CLIP vision model, whose features are those of a hidden layer.
 
-    kind: "image" or "video", under which the checkpoint keeps it. select_layer: index into the hidden
-    states, as in `mm_vision_select_layer`. Raises ValueError for a layer there is not.
+    Args:
+        kind: "image" or "video", which is part of the weights' names in the checkpoint.
+        config: The model's configuration.
+        select_layer: The index into the hidden states, as in `mm_vision_select_layer`.
+
+    Raises:
+        ValueError: The model has no such layer.
     """
 
     def __init__(self, kind: str, config: CLIPVisionConfig, select_layer: int) -> None:
@@ -23,11 +28,11 @@ class FrameTower(nn.Module):
 
     @property
     def side(self) -> int:
-        """Patches along a side of a frame."""
+        """Return the number of patches along a side of a frame."""
         return self.config.image_size // self.config.patch_size
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Features [count, 1 + N, width] of frames [count, 3, side, side], the class token first."""
+        """Return the features [count, 1 + N, width] of frames [count, 3, side, side], the class token first."""
         tower = getattr(self, f"{self.kind}_tower")
         weight = tower.embeddings.class_embedding
         frames = frames.to(weight.device, weight.dtype)
@@ -35,10 +40,16 @@ class FrameTower(nn.Module):
 
 
 def config_from_shapes(shapes: dict[str, tuple[int, ...]], prefix: str) -> CLIPVisionConfig:
-    """The configuration of the tower whose weights have these shapes under a prefix.
+    """Infer the configuration of a CLIP tower from its weights.
 
-    Every CLIP has heads 64 wide; its activation is OpenAI's, as in transformers' own port of Video-LLaVA.
-    Raises ValueError if the weights are not a CLIP's.
+    Every CLIP has heads 64 wide; the activation is OpenAI's, as in transformers' own port of Video-LLaVA.
+
+    Args:
+        shapes: The shapes of weights, by name.
+        prefix: What the names of the tower's weights begin with.
+
+    Raises:
+        ValueError: The weights are not those of a CLIP.
     """
     try:
         width, _, patch, _ = shapes[f"{prefix}embeddings.patch_embedding.weight"]

@@ -1,19 +1,21 @@
-"""Video-LLaVA on the stock Llama of transformers: a video's frames are projected into the prompt's embeddings."""
+"""Video-LLaVA on the stock Llama of transformers: features of a video's frames become embeddings of the prompt."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from llava.model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM, LlavaLlamaModel, Visual
+from llava.model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM, LlavaLlamaModel
+from llava.model.prompts import Visual
 from videollava.model.tower import FrameTower
 
 KINDS = ("image", "video")
 
 
 class VideoLlavaModel(LlavaLlamaModel):
-    """The decoder with its projector and those towers that the checkpoint keeps beside them.
+    """The decoder with its projector and the towers whose weights are in the checkpoint.
 
-    `config.towers` holds the configurations of the latter, by kind.
+    Args:
+        config: The configuration; its `towers` holds the configurations of these towers, by kind.
     """
 
     def __init__(self, config: LlavaConfig) -> None:
@@ -27,8 +29,8 @@ class VideoLlavaModel(LlavaLlamaModel):
 class VideoLlavaForCausalLM(LlavaLlamaForCausalLM):
     """Video-LLaVA for inference.
 
-    Each frame of a video, and each picture, replaces one `IMAGE_TOKEN_INDEX` entry of `input_ids`. `images`
-    is a list of videos [3, T, side, side] and pictures [3, side, side], in the order of the prompts.
+    Each frame of a video, and each picture, replaces one `IMAGE_TOKEN_INDEX` entry of `input_ids`. The argument
+    `images` is a list of videos [3, T, side, side] and pictures [3, side, side], in the order of the prompts.
     """
 
     def __init__(self, config: LlavaConfig) -> None:

@@ -1,8 +1,8 @@
 """Score the predictions of zero-shot video question answering, by normalised match or by a judge model.
 
 --api_base or --api_key asks a judge behind any OpenAI-compatible endpoint; without them nothing leaves this
-machine. A judge's verdicts are kept as they arrive, and the same command goes on where a stopped one left off.
-Exit status: 2 for wrong input, 3 if some predictions got no verdict; the same command asks for these again.
+machine. A judge's verdicts are written as they arrive, and the same command resumes after a stop.
+Exit status: 2 for wrong input, 3 if some predictions got no verdict; the same command requests these again.
 """
 
 import argparse
@@ -31,9 +31,14 @@ TYPES = (
 
 
 def summary(predictions: Sequence[Mapping[str, Any]], verdicts: Verdicts, judged: bool) -> dict[str, Any]:
-    """Counts and means over some predictions; where a judge was asked, over those with a verdict.
+    """Return counts and means over some predictions; with a judge, over those with a verdict.
 
-    The standard error is that of a proportion p of n, sqrt(p (1 - p) / n). None if there is no verdict.
+    The standard error is that of a proportion p of n, sqrt(p (1 - p) / n). Means are None if there is no verdict.
+
+    Args:
+        predictions: The predictions.
+        verdicts: The verdicts by id, also of other predictions.
+        judged: Whether the verdicts are a judge's.
     """
     known = [verdicts[one["id"]] for one in predictions if one["id"] in verdicts]
     right, n = sum(verdict["pred"] == "yes" for verdict in known), len(known)
@@ -50,7 +55,7 @@ def summary(predictions: Sequence[Mapping[str, Any]], verdicts: Verdicts, judged
 
 
 def by_type(predictions: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The predictions of each question type, numbers first; nothing if none has a type."""
+    """Return the predictions of each question type, numbers first; an empty mapping if none has a type."""
     groups = defaultdict(list)
     for one in predictions:
         groups[one.get("type")].append(one)
@@ -67,12 +72,12 @@ def by_type(predictions: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[
 
 
 def cell(value: float | None) -> str | int:
-    """A number as the table shows it."""
+    """Return a number as the table shows it."""
     return value if isinstance(value, int) else "-" if value is None else f"{value:.3f}"
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The command line, checked, and what complains about it."""
+    """Parse the command line and check it; return also the parser, whose `error` reports what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--pred_path", type=Path, required=True, help="a JSON object a line: id, question, answer, pred, perhaps type"
@@ -115,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         if judged:
-            # A judge on this machine may want no key, but the client does.
+            # A judge on this machine may need no key, but the client does.
             key = (options.api_key or os.environ.get("OPENAI_API_KEY", "")).strip() or "no-key"
             client = openai.OpenAI(api_key=key, base_url=options.api_base, max_retries=MAX_RETRIES, timeout=TIMEOUT)
             digests = {"predictions": text, "prompt": PROMPT.encode()}
@@ -134,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     output.write_text(json.dumps(scores | ({"no_verdict": missing} if judged else {}), indent=2) + "\n")
     rows = [[name, *map(cell, row.values())] for name, row in ({"overall": overall} | types).items()]
     headers = ["type", *(key.replace("_", " ") for key in overall)]
-    # Left to itself, the table would shorten 0.750 to 0.75.
+    # Without type hints, the writer would shorten 0.750 to 0.75.
     writer = MarkdownTableWriter(headers=headers, value_matrix=rows, type_hints=["str"] * len(headers))
     print(f"{writer.dumps()}\nwritten to {output}")
     if missing:

@@ -1,7 +1,6 @@
-"""A judge model's verdicts on predictions: asked for at once, kept as they arrive, taken up again."""
+"""A judge model's verdicts on predictions: requested in parallel, logged as they arrive, resumed after a stop."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,14 +10,14 @@ from typing import Any
 import openai
 from tqdm import tqdm
 
-from videollava.eval.video.answers import write_whole
-from videollava.eval.video.predictions import read_objects
+from strategy.evaluation.append_log import AppendOnlyLog, acquire_lock
+from strategy.evaluation.files import write_whole
 
 DEFAULT_JUDGE = "gpt-3.5-turbo"
 TIMEOUT = openai.Timeout(120, connect=10)  # seconds
 MAX_RETRIES = 5  # requests that fail
-MAX_ANSWERS = 3  # requests that are answered with something that is no verdict
-# Before any verdict came, these mean that none will: there is no such judge, or it does not know the key.
+MAX_ANSWERS = 3  # requests whose answer is no verdict
+# Before the first verdict, these errors mean that none will come: there is no such judge, or the key is wrong.
 UNREACHABLE = (
     *(openai.APIConnectionError, openai.AuthenticationError),
     *(openai.PermissionDeniedError, openai.NotFoundError),
@@ -38,88 +37,137 @@ Verdicts = dict[int | str, dict[str, Any]]
 
 
 def check_verdict(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """What counts of a verdict; raises ValueError if it is none."""
-    pred, score = str(verdict.get("pred")).lower(), verdict.get("score")
+    """Return the fields of a verdict that count; raise ValueError if these are missing or wrong."""
+    pred = str(verdict.get("pred")).lower()
+    score: Any = verdict.get("score")
     if pred not in ("yes", "no") or type(score) not in (int, float) or not 0 <= score <= 5:
         raise ValueError(f'{verdict} is no verdict; that has a pred of "yes" or "no" and a score of 0 to 5')
     return {"pred": pred, "score": score}
 
 
 def ask(client: openai.OpenAI, model: str, prediction: Mapping[str, str]) -> dict[str, Any]:
-    """The judge's verdict on one prediction: the last JSON object of its answer.
+    """Return the judge's verdict on one prediction: the last JSON object of the judge's answer.
 
-    Raises openai.OpenAIError if it does not answer, ValueError if none of MAX_ANSWERS answers is a verdict.
+    Raises:
+        openai.OpenAIError: The judge does not answer.
+        ValueError: None of MAX_ANSWERS answers is a verdict.
     """
     texts = {"question": prediction["question"], "reference": prediction["answer"], "candidate": prediction["pred"]}
     message = {"role": "user", "content": PROMPT + json.dumps(texts, ensure_ascii=False)}
     for attempt in range(MAX_ANSWERS):
         try:
-            # The first answer can be had again; after a wrong one, another is wanted.
+            # The first answer is greedy, so that it can be reproduced; a wrong one must not come again.
             answer = client.chat.completions.create(model=model, temperature=attempt / 2, messages=[message])
             return check_verdict(json.loads(re.findall(r"\{[^{}]*\}", answer.choices[0].message.content)[-1]))
         except (AttributeError, IndexError, TypeError, ValueError):
-            # An endpoint that is not quite OpenAI's may leave out any part of an answer.
+            # An endpoint that differs from OpenAI's may omit any part of an answer.
             continue
     raise ValueError(f"none of {MAX_ANSWERS} answers was a verdict")
 
 
-def resume(path: Path, run: Mapping[str, str]) -> Verdicts:
-    """The verdicts an earlier run left in a file, which is then ready for more.
+def _parse(line: Any) -> dict[str, Any]:
+    """Return a line of the file of verdicts: what they have in common, or a verdict and the id of its prediction."""
+    if "judge_model" in line:
+        return dict(line)
+    if type(line["id"]) not in (int, str):
+        raise ValueError(f"id={line['id']!r}; allowed are a whole number and a text")
+    return {"id": line["id"], **check_verdict(line)}
 
-    run: what all verdicts of a file have in common; it is the file's first line. Raises ValueError for
-    the file of another run and for a damaged one.
+
+def open_verdicts(path: Path, run: Mapping[str, str]) -> tuple[AppendOnlyLog[dict[str, Any]], Verdicts]:
+    """Open the file of verdicts of a run that may have been stopped.
+
+    Args:
+        path: The file.
+        run: What all its verdicts have in common, which is its first line.
+
+    Returns:
+        The file, to append to, and the verdicts it holds.
+
+    Raises:
+        ValueError: The file is that of another run, or damaged.
     """
-    text = path.read_bytes() if path.exists() else b""
-    # A killed run may have left half a line.
-    text = text[: text.rfind(b"\n") + 1]
-    if not text.strip():
-        path.write_text(json.dumps(run) + "\n")
-        return {}
-    (_, first), *rest = read_objects(path, text)
-    for key, value in run.items():
-        if first.get(key) != value:
-            raise ValueError(
-                f"{path} was written with {key} {first.get(key)}, and this run has {value}: "
-                "give another --output_dir, or delete the file to judge all anew"
-            )
-    try:
-        verdicts = {record["id"]: check_verdict(record) for _, record in rest}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it to judge all anew") from None
-    os.truncate(path, len(text))
-    return verdicts
+    log = AppendOnlyLog(path, _parse)
+    if not log.values:
+        log.append([run])
+    for number, line in enumerate(log.values):
+        for key, value in run.items():
+            if (number == 0 or "id" not in line) and line.get(key) != value:
+                log.close()
+                raise ValueError(
+                    f"{path} was written with {key} {line.get(key)}, and this run has {value}: "
+                    "give another --output_dir, or delete the file to judge all anew"
+                )
+    return log, {line["id"]: check_verdict(line) for line in log.values if "id" in line}
 
 
 def judge(
-    predictions: Sequence[Mapping[str, Any]], client: openai.OpenAI, model: str, num_tasks: int, path: Path, run: Any
+    predictions: Sequence[Mapping[str, Any]],
+    client: openai.OpenAI,
+    model: str,
+    num_tasks: int,
+    path: Path,
+    run: Mapping[str, str],
 ) -> Verdicts:
-    """Ask for each verdict that the file lacks, `num_tasks` at a time, and leave all there, in order.
+    """Request each verdict that the file lacks.
 
-    Predictions whose verdict never came are left out. Raises ValueError as `resume` does, and if the
-    judge cannot be reached at all.
+    Args:
+        predictions: The predictions to judge.
+        client: The judge's endpoint.
+        model: The judge's name there.
+        num_tasks: How many requests are under way at a time.
+        path: The file of verdicts. In the end they lie there in the order of the predictions.
+        run: See `open_verdicts`.
+
+    Returns:
+        The verdicts by id, without those that never came.
+
+    Raises:
+        ValueError: Another run is writing the file, or the judge cannot be reached at all; and as for `open_verdicts`.
     """
-    verdicts = resume(path, run)
-    pool = ThreadPoolExecutor(num_tasks)
-    asked = {pool.submit(ask, client, model, one): one["id"] for one in predictions if one["id"] not in verdicts}
-    bar = tqdm(as_completed(asked), "judged", total=len(predictions), initial=len(verdicts))
+    lock_file = path.with_name(f"{path.name}.lock")
+    lock = acquire_lock(lock_file, f"{path}: another run is writing it; wait for it, or give another --output_dir")
     try:
-        with path.open("a") as file:
-            for done in bar:
-                try:
-                    verdicts[asked[done]] = done.result()
-                except (openai.OpenAIError, ValueError) as error:
-                    # Some servers repeat the key that they refuse.
-                    reason = f"{type(error).__name__}: {error}".replace(client.api_key, "...")[:300]
-                    if isinstance(error, UNREACHABLE) and not verdicts:
-                        raise ValueError(
-                            f"no judge: check --api_base, --api_key and --judge_model ({reason})"
-                        ) from None
-                    bar.write(f"{asked[done]!r}: {reason}")
-                else:
-                    print(json.dumps({"id": asked[done]} | verdicts[asked[done]]), file=file, flush=True)
+        log, verdicts = open_verdicts(path, run)
+        try:
+            _request_missing(predictions, client, model, num_tasks, log, verdicts)
+        finally:
+            log.close()
+        lines = [run, *({"id": one["id"]} | verdicts[one["id"]] for one in predictions if one["id"] in verdicts)]
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    finally:
+        # Removed while it is locked, so that no other run can hold the lock of a file that is gone.
+        lock_file.unlink(missing_ok=True)
+        lock.release()
+    return verdicts
+
+
+def _request_missing(
+    predictions: Sequence[Mapping[str, Any]],
+    client: openai.OpenAI,
+    model: str,
+    num_tasks: int,
+    log: AppendOnlyLog[dict[str, Any]],
+    verdicts: Verdicts,
+) -> None:
+    """Request the missing verdicts as `judge` does, and add each to the log and to `verdicts` as it arrives."""
+    pool = ThreadPoolExecutor(num_tasks)
+    requests = {pool.submit(ask, client, model, one): one["id"] for one in predictions if one["id"] not in verdicts}
+    bar = tqdm(as_completed(requests), "judged", total=len(predictions), initial=len(verdicts))
+    try:
+        for request in bar:
+            key = requests[request]
+            try:
+                verdict = request.result()
+            except (openai.OpenAIError, ValueError) as error:
+                # Some servers repeat the key that they refuse.
+                reason = f"{type(error).__name__}: {error}".replace(client.api_key, "...")[:300]
+                if isinstance(error, UNREACHABLE) and not verdicts:
+                    raise ValueError(f"no judge: check --api_base, --api_key and --judge_model ({reason})") from None
+                bar.write(f"{key!r}: {reason}")
+            else:
+                log.append([{"id": key, **verdict}])
+                verdicts[key] = verdict
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
-    lines = [run, *({"id": one["id"]} | verdicts[one["id"]] for one in predictions if one["id"] in verdicts)]
-    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
-    return verdicts

@@ -1,4 +1,4 @@
-"""Whether a predicted answer says what the right one says, judged by its words alone."""
+"""The comparison of a predicted answer with the right one by their words alone."""
 
 import re
 import unicodedata
@@ -14,12 +14,12 @@ WORD_CATEGORIES = "LMN"
 
 
 def normalise(text: str) -> str:
-    """The words of a text, single-spaced, in the one form in which they are compared.
+    """Return the words of a text in the form in which they are compared, with one space between them.
 
-    Lower case, NFKC, without punctuation or articles, zero to ten as digits. A number stays one word:
-    "1,000" is "1000" and "3.5" is "3.5". Only a text of nothing but articles keeps them.
+    The form is lower case, NFKC, without punctuation or articles, and with digits for zero to ten. A number stays one
+    word: "1,000" is "1000" and "3.5" is "3.5". Only a text that consists of articles keeps them.
     """
-    # Some compatibility forms turn into capitals, some small letters into compatibility forms.
+    # NFKC comes twice, since it turns some characters into capitals, and lower() turns some into compatibility forms.
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
     text = GROUPED.sub(lambda number: number[0].replace(",", ""), text)
     text = LOOSE_POINT.sub(" ", text)
@@ -28,10 +28,10 @@ def normalise(text: str) -> str:
 
 
 def matches(pred: str, answer: str) -> bool:
-    """Whether the prediction is the answer or holds it as whole words, both normalised.
+    """Return whether the normalised prediction contains the normalised answer as whole words.
 
-    Where the answer is "yes" or "no", the prediction's first "yes" or "no" decides. An answer without any
-    word matches nothing.
+    Where the answer is "yes" or "no", the prediction's first "yes" or "no" decides. An answer without any word matches
+    nothing.
     """
     pred, answer = normalise(pred), normalise(answer)
     if answer in YES_NO:

@@ -1,4 +1,4 @@
-"""Reading predictions: one JSON object a line, each broken one named."""
+"""Reading of predictions, one JSON object on each line; an error names the line that is broken."""
 
 import json
 from collections.abc import Iterator
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 
-def read_objects(path: Path, text: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's place, as an error names it, and the JSON object it holds.
+def _read_objects(path: Path, text: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the JSON object of each line, with the line's place as errors name it.
 
-    Raises ValueError for a line that holds none.
+    Raises:
+        ValueError: A line holds no JSON object.
     """
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line.strip():
@@ -24,12 +25,17 @@ def read_objects(path: Path, text: bytes) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def read_predictions(path: Path, text: bytes) -> list[dict[str, Any]]:
-    """The predictions of a file, in its order.
+    """Return the predictions of a file, in its order.
 
-    Raises ValueError for a file without any, or a line that lacks something or repeats an id.
+    Args:
+        path: The file, for error messages.
+        text: What it holds.
+
+    Raises:
+        ValueError: There are no predictions, a line lacks a field or has a wrong one, or an id comes twice.
     """
     predictions: dict[int | str, dict[str, Any]] = {}
-    for place, record in read_objects(path, text):
+    for place, record in _read_objects(path, text):
         if missing := [key for key in ("id", "question", "answer", "pred") if key not in record]:
             raise ValueError(f"{place}: no {', '.join(missing)}; a prediction has id, question, answer and pred")
         for key in ("question", "answer", "pred"):

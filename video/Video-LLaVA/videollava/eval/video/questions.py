@@ -11,7 +11,15 @@ EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one video; `key` is its id as text, `type` its kind where the data tells."""
+    """A question about a video.
+
+    Attributes:
+        id: The id in the files of questions and answers.
+        video: The video's name.
+        question: The question.
+        answer: The right answer.
+        type: The kind of question, where the data says so.
+    """
 
     id: Any
     video: str
@@ -21,13 +29,13 @@ class Sample:
 
     @property
     def key(self) -> str:
-        """The id as text, since the files do not agree on its type."""
+        """Return the id as text, since files differ in its type."""
         return str(self.id)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something that could not be answered, and why."""
+    """A question or an entry that could not be answered, and why."""
 
     id: Any
     video: str
@@ -35,7 +43,7 @@ class LeftOut:
 
 
 def read_list(file: str | Path) -> list[Any]:
-    """The list in a JSON file; ValueError that names the file if it is missing or damaged."""
+    """Return the list in a JSON file; raise ValueError that names the file if it is missing or damaged."""
     try:
         entries = json.loads(Path(file).read_text())
     except (OSError, ValueError) as error:
@@ -46,10 +54,14 @@ def read_list(file: str | Path) -> list[Any]:
 
 
 def read_samples(question_file: str | Path, answer_file: str | Path) -> tuple[list[Sample], list[LeftOut]]:
-    """The questions with their answers, matched by question_id, in the order of the question file.
+    """Read questions and match them with their answers by question_id.
 
-    Returns with them what is left out: entries that are no object or lack a field, and questions without
-    an answer. Raises ValueError for a file that is no JSON list, and for an id that comes twice.
+    Returns:
+        The questions in the order of their file, and what is left out: entries that are no object or lack a field, and
+        questions without an answer.
+
+    Raises:
+        ValueError: A file is no JSON list, or an id comes twice.
     """
     answers: dict[str, Any] = {}
     left_out = []
@@ -87,9 +99,10 @@ def _missing(entry: Any, fields: tuple[str, ...]) -> str:
 
 
 def find_video(folder: str | Path, name: str) -> Path:
-    """The file of a video, whatever its extension, with or without ActivityNet's `v_` in front.
+    """Find the file of a video, with any of EXTENSIONS, and with or without ActivityNet's `v_` in front.
 
-    Raises ValueError that names the folder and the video if there is none.
+    Raises:
+        ValueError: There is none; the message names the folder and the video.
     """
     for stem in (name, f"v_{name}"):
         for extension in ("", *EXTENSIONS):
@@ -100,7 +113,7 @@ def find_video(folder: str | Path, name: str) -> Path:
 
 
 def chunk(samples: list[Sample], count: int, number: int) -> list[Sample]:
-    """Part `number` (from 0) of `count` parts that follow each other; ValueError if there is no such part."""
+    """Return part `number`, from 0, of `count` consecutive parts; raise ValueError if there is no such part."""
     if count < 1 or not 0 <= number < count:
         raise ValueError(f"num_chunks={count}, chunk_idx={number}: chunk_idx goes from 0 to num_chunks - 1")
     size = math.ceil(len(samples) / count)
