@@ -13,10 +13,13 @@ CODE = [file for folder in ("strategy", "comparison", "video/Video-LLaVA") for f
 
 
 def defined() -> set[str]:
-    """Return the names of modules, classes and functions, and Class.name or module.name for what they define."""
+    """Return the names of modules, constants, classes and functions, and Class.name or module.name for functions."""
     names = {file.stem for file in CODE}
     for file in CODE:
         tree = ast.parse(file.read_text())
+        names |= {
+            each.target.id for each in tree.body if isinstance(each, ast.AnnAssign) and hasattr(each.target, "id")
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 names.add(node.name)
