@@ -78,7 +78,7 @@ def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, lay
     batch = engine_checks.make(layout, 32)
     assert batch.embeddings.shape[1] + engine_checks.STEPS < WINDOW
     check = engine_checks.test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden
-    check(family, batch, name, engine_checks.first_layers(name)[-1], "sdpa")
+    check(family, batch, f"{name} at {engine_checks.first_layers(name)[-1]}", "sdpa")
 
 
 @torch.no_grad()

@@ -124,6 +124,8 @@ def test_a_process_that_loses_another_does_not_tell_of_itself(tmp_path, seen):
     from threading import Timer
     from torch import distributed as dist
     dist.init_process_group("gloo")
+    # The launcher may terminate this process before it has said what it has seen.
+    signal.signal(signal.SIGTERM, lambda *_: Timer(3, os._exit, (1,)).start())
     def sockets():
         for number in map(int, os.listdir("/proc/self/fd")):
             try:
