@@ -118,7 +118,7 @@ def test_the_documented_training_is_understood(monkeypatch, name):
 def test_a_documented_strategy_is_one_short_file_that_the_matrix_tests(tmp_path):
     [block] = [block for _, block in blocks("python") if '@register("change")' in block]
     assert len(block.splitlines()) < 40
-    for folder in ("strategy", "tests"):
+    for folder in ("strategy", "tests", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "strategy/change.py").write_text(block)
