@@ -18,8 +18,8 @@ def options(folder: Path) -> argparse.Namespace:
         device=torch.device("cpu"),
         batch=2,
         questions=3,
-        dense_steps=1,
-        answer_steps=2,
+        dense_steps=2,
+        answer_steps=3,
         dense_rate=1e-3,
         answer_rate=1e-3,
         subset=0.26,
@@ -43,7 +43,7 @@ def check_that_a_stopped_run_goes_on(
     loss = training.Run.answer_loss
 
     def stopped(self, step, visual_share):
-        if step == 1:
+        if step == 2:
             raise KeyboardInterrupt
         return loss(self, step, visual_share)
 
