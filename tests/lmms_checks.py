@@ -113,7 +113,9 @@ def test_several_pictures_and_none_in_any_batch(wrapper):
     ]
     said, totals = [], []
     for batch in (1, 4):
-        lm = wrapper.load(f"retain_ratio=0.334,batch_size={batch}{wrapper.interleave}", force_simple=True)
+        # At the published temperature, CLSE drops the objects that `shapes-qwen2` is asked about.
+        options = f"retain_ratio=0.334,clse_temp=100,batch_size={batch}{wrapper.interleave}"
+        lm = wrapper.load(options, force_simple=True)
         said.append(ask(lm, documents, lambda document: list(document["images"])))
         totals.append((lm.record.samples, lm.record.visual_sum, lm.record.kept_sum))
     assert said[0] == said[1]
