@@ -124,12 +124,12 @@ def video(session: nox.Session) -> None:
     command += ["--video_dir", f"{clips}/videos", "--gt_file_question", f"{clips}/test_q.json"]
     command += ["--gt_file_answers", f"{clips}/test_a.json", "--output_dir", str(output), "--num_samples", "20"]
     with session.chdir(VIDEO):
-        for name, knobs in {
+        for name, options in {
             "unpruned": [],
             "clse_194": ["--vtr_keep_tokens", "194"],
             "clse_64": ["--vtr_keep_tokens", "64"],
         }.items():
-            pruned = ["--vtr_enabled", "--vtr_strategy", "clse", *knobs] if knobs else []
+            pruned = ["--vtr_enabled", "--vtr_strategy", "clse", *options] if options else []
             session.run(*command, "--output_name", name, *pruned)
             session.run("python", f"{script}/eval_video_qa.py", "--pred_path", f"{output}/{name}.json")
 

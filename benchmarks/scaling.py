@@ -22,6 +22,7 @@ from benchmarks.models import Case, build
 from benchmarks.report import scaling_table
 from benchmarks.speed import common_parser, dtype_of, facts, ways_of
 from strategy.distributed import collectives, processes, tensor_parallel, zero
+from strategy.evaluation.files import write_whole
 
 COLLECTIVES = {  # how kernels of NCCL and calls of gloo are named
     "all-reduce": ("AllReduce", "gloo:all_reduce"),
@@ -193,8 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
     def write() -> None:
         # The file is written after every row, since a run on several GPUs may be stopped.
         if not processes.rank():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"about": about, "rows": [each._asdict() for each in rows]}, indent=1))
+            content = {"about": about, "rows": [each._asdict() for each in rows]}
+            write_whole(file, json.dumps(content, indent=1).encode())
 
     world = processes.world_size()
     copies, peers = world // given.tp_size, world if given.sharded else given.tp_size

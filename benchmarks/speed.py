@@ -19,6 +19,7 @@ from benchmarks.measure import Row, first_difference, free_method_prefill, measu
 from benchmarks.models import BACKBONES, Case, build
 from benchmarks.report import graph_decisions, made_with, picture, tables
 from benchmarks.roofline import DecoderLayers, decode_floor, measure_roofline, prefill_floor
+from strategy.evaluation.files import write_whole
 from strategy.kernels.layer_spec import part
 
 ENGINES = ("eager", "graph")
@@ -107,11 +108,8 @@ class PartialResults:
     def add(self, key: RowKey, row: Row) -> None:
         """Add a row, and write the file."""
         self.rows[key] = row
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         content = {"made_by": self.made_by, "rows": [[*key, each._asdict()] for key, each in self.rows.items()]}
-        part = self.file.with_suffix(".new")
-        part.write_text(json.dumps(content))
-        part.replace(self.file)
+        write_whole(self.file, json.dumps(content).encode())
 
 
 def measure_rows(arguments: argparse.Namespace, case: Case, results: PartialResults, bar: Any) -> None:

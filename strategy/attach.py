@@ -64,7 +64,7 @@ class Attachment:
         if strategy and plan and strategy.question_free:
             sharded = is_zero_sharded(layers)
             question_free = QuestionFreePass(decoder, plan.layers[0], self.meter, config.strategy, sharded)
-        hooks = PruningHooks(model, decoder, backbone, layout, runner, question_free)
+        hooks = PruningHooks(model, decoder, backbone, specs, layout, runner, question_free)
         self.generator: GraphGenerator | None = None
         if wants_graphs:
             self.generator = GraphGenerator(model, decoder, backbone, config.engine, blocker, hooks)

@@ -216,8 +216,7 @@ def test_a_broken_checkpoint_ends_with_its_name_and_runs_no_code(wrapper, tmp_pa
 
 def test_the_command_line_writes_results_and_says_what_was_kept(wrapper, tmp_path):
     command = [sys.executable, "-m", "lmms_eval", "--model", wrapper.name]
-    # At the published temperature, CLSE drops the objects that `shapes-qwen2` is asked about.
-    options = "vtr_strategy=clse,vtr_retain_ratio=0.334,vtr_clse_temp=100"
+    options = f"vtr_strategy=clse,vtr_retain_ratio=0.334{wrapper.rightly}"
     command += ["--model_args", f"pretrained={wrapper.checkpoint},{options}"]
     command += ["--tasks", "shapes_varied", "--include_path", str(TASKS), "--limit", "5", "--batch_size", "1"]
     command += ["--output_path", str(tmp_path / "results")]

@@ -52,6 +52,7 @@ class FallbackPolicy:
         self.out_of_memory = False
         self.compiles = True
         self.warned: set[str] = set()
+        self.compiled: set[str] = set()
 
     @property
     def unusable(self) -> str | None:
@@ -122,9 +123,9 @@ class FallbackPolicy:
     def compiling(self, what: str, device: torch.device, wanted: bool = True) -> Iterator[None]:
         """Compile what runs inside, on a GPU and if wanted, and log how long the first time of a kind takes."""
         wanted = wanted and self.compiles and device.type == "cuda"
-        first, since = wanted and what not in self.warned, time.perf_counter()
+        first, since = wanted and what not in self.compiled, time.perf_counter()
         if first:
-            self.warned.add(what)
+            self.compiled.add(what)
             processes.log_line(f"fusing the model's layers for {what} ...")
         with compiling(wanted):
             yield

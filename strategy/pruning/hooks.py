@@ -6,13 +6,14 @@ inside the layer loop waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from strategy.backbone import Backbone, Layout
 from strategy.kernels import kv_cache
+from strategy.kernels.layer_spec import LayerSpec
 from strategy.pruning import pruned_cache
 from strategy.pruning.context import ForwardContext
 from strategy.pruning.layer_hooks import LayerHooks
@@ -30,6 +31,7 @@ class PruningHooks:
         model: The whole model, or the bare decoder.
         decoder: Its decoder.
         backbone: Their family.
+        specs: Descriptions of the decoder's layers.
         layout: The layout of a bare decoder's prompts; None for a whole model, whose calls show it.
         runner: Runs the stages, and writes the record.
         question_free: Runs prompts without their questions, for strategies that want it.
@@ -40,6 +42,7 @@ class PruningHooks:
         model: nn.Module,
         decoder: Any,
         backbone: Backbone,
+        specs: Sequence[LayerSpec],
         layout: Layout | None,
         runner: StageRunner,
         question_free: QuestionFreePass | None,
@@ -47,9 +50,8 @@ class PruningHooks:
         self.model, self.decoder, self.backbone, self.fixed_layout = model, decoder, backbone, layout
         self.runner, self.plan, self.question_free = runner, runner.plan, question_free
         self.context = ForwardContext()
-        self.layer_hooks = LayerHooks(decoder, backbone, self.context, runner, question_free)
-        windows = [spec.window for spec in self.layer_hooks.specs if spec.window is not None]
-        self.window = min(windows, default=None)
+        self.layer_hooks = LayerHooks(decoder, backbone, specs, self.context, runner, question_free)
+        self.window = min((spec.window for spec in specs if spec.window is not None), default=None)
 
     def register(self, patch: ModelPatch, entry: nn.Module, before_begin: Callable[..., Any] | None) -> None:
         """Put the hooks on.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from strategy.backbone import Backbone
 from strategy.kernels import kv_cache
 from strategy.kernels.attention import attention_rows, gather_rows
+from strategy.kernels.layer_spec import LayerSpec
 from strategy.pruning import narrowing, pruned_cache
 from strategy.pruning.context import ForwardContext
 from strategy.pruning.patch import ModelPatch
@@ -25,6 +26,7 @@ class LayerHooks:
     Args:
         decoder: The decoder.
         backbone: Its family.
+        specs: Descriptions of the decoder's layers.
         context: The forward call, which the hooks on the decoder itself begin and end.
         runner: Runs the stages, and writes the record.
         question_free: Runs prompts without their questions, for strategies that want it.
@@ -34,13 +36,13 @@ class LayerHooks:
         self,
         decoder: Any,
         backbone: Backbone,
+        specs: Sequence[LayerSpec],
         context: ForwardContext,
         runner: StageRunner,
         question_free: QuestionFreePass | None,
     ) -> None:
-        self.decoder, self.backbone, self.context = decoder, backbone, context
+        self.decoder, self.backbone, self.specs, self.context = decoder, backbone, specs, context
         self.runner, self.plan, self.question_free = runner, runner.plan, question_free
-        self.specs = backbone.layer_specs(decoder)
 
     def register(self, patch: ModelPatch) -> None:
         """Put the hooks on."""
