@@ -32,12 +32,12 @@ from comparison.cli import (
     take_options,
     unpruned_options,
 )
-from comparison.digest import digest
 from comparison.pictures import draw
 from comparison.report import Example, write
 from comparison.runs import Run, load, run_name, run_of, save, strategy_and_budget
 from comparison.tables import csv, markdown
 from strategy.config import describe_options
+from strategy.evaluation import digest
 from strategy.evaluation.files import write_whole
 
 SET_OTHERWISE = ("enabled", "strategy", "keep_tokens", "retain_ratio")
@@ -86,7 +86,7 @@ def path_of(folder: Path, settings: Mapping[str, Any], options: OptionValues) ->
 
     Args:
         folder: The folder of a task.
-        settings: What runs of the same options differ by, with the digest of code, weights and task.
+        settings: What runs of the same options differ by, with the digests of code, weights and tasks.
         options: The options of the run. An option with its default value is the same as none.
     """
     defaults = {name: str(default) for name, (default, _) in describe_options().items()}
@@ -198,9 +198,14 @@ def facts(arguments: argparse.Namespace, given: OptionValues, task: str, run: Ru
 def compare(evaluator: Evaluator, arguments: argparse.Namespace, options: Sequence[OptionValues], task: str) -> None:
     """Run or load the runs of one task, and write the table, the CSV and the report."""
     folder = arguments.output / arguments.model / Path(task).name
-    data = arguments.pretrained, arguments.include_path, task
     settings = {name: getattr(arguments, name) for name in ("pretrained", "model_args", "limit")}
-    settings |= {"task": task, "digest": digest(("strategy", evaluator.package), data)}
+    settings |= {
+        "task": task,
+        "code": digest.of_code(("strategy", evaluator.package)),
+        "versions": digest.of_versions(),
+        "weights": digest.of_weights([arguments.pretrained]),
+        "tasks": digest.of_tasks([arguments.include_path, task]),
+    }
     runs = []
     for number, own in enumerate(options, start=1):
         file = path_of(folder, settings, own)

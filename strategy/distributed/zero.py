@@ -47,17 +47,26 @@ class ZeroShards:
     Args:
         layers: The decoder's layers.
         offload: DeepSpeed's object that gathers and frees their weights.
+
+    Attributes:
+        in_pass: Whether a forward pass has begun and not reached the end of the last layer.
     """
 
     def __init__(self, layers: nn.ModuleList, offload: Any) -> None:
         self.layers, self.coordinator = layers, offload.get_param_coordinator()
         self.device = next(layers.parameters()).device
         self.watchdog = watchdog.HangWatchdog(range(processes.world_size()))
+        self.in_pass = False
         layers[0].register_forward_pre_hook(self._begin_pass, prepend=True)
+        layers[-1].register_forward_hook(self._end_pass)
 
     def _begin_pass(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        self.in_pass = True
         self._any_rank_busy(True)  # the result is not read, so that the host does not wait for the device
         self.coordinator.reset_step()
+
+    def _end_pass(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.in_pass = False
 
     def _any_rank_busy(self, own: bool) -> Tensor:
         """Return how many ranks have something to compute in the pass that begins, [1]."""

@@ -1,1 +1,1 @@
-"""Journals, requests and images of evaluations, for the lmms-eval models and the video script."""
+"""Journals, requests, questions and visuals of evaluations, for the lmms-eval models and the video script."""

@@ -5,20 +5,64 @@ The module imports lmms-eval only once the answers are there.
 
 import atexit
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from strategy.attach import attach
 from strategy.config import VTRConfig
 from strategy.distributed import collectives, processes, tensor_parallel, zero
+from strategy.evaluation import digest
+from strategy.evaluation.questions import QuestionAnswerer
 from strategy.evaluation.requests import answer_own, pool_requests
 from strategy.evaluation.resume import AnswerJournal
 
-# Settings that cannot change answers, and are ignored on resume.
-IGNORED_ON_RESUME = ("batch_size", "device", "device_map", "tensor_parallel", "zero_stage", "resume_folder", "engine")
+# Settings that cannot change answers, and are ignored on resume; of the weights the content counts, not the path.
+IGNORED_ON_RESUME = (
+    *("batch_size", "device", "device_map", "tensor_parallel", "zero_stage"),
+    *("resume_folder", "engine", "pretrained"),
+)
+
+
+def what_answers_depend_on(module: str, weights: Iterable[str | Path]) -> dict[str, str]:
+    """Return digests of the code and of the weights that make answers, and the versions of libraries.
+
+    Args:
+        module: The module of the model's class, whose package is the backbone's.
+        weights: The folders of the weights.
+    """
+    code = digest.of_code(("strategy", module.partition(".")[0]))
+    return {"code": code, "weights": digest.of_weights(weights)} | digest.of_versions()
+
+
+@dataclass
+class Totals:
+    """How many requests there were: all, those that an earlier run had answered, and those left without an answer.
+
+    changed: those that were asked again, since their documents have changed.
+    """
+
+    asked: int = 0
+    resumed: int = 0
+    unanswered: int = 0
+    changed: int = 0
+
+    def sentences(self) -> Iterator[tuple[str, str]]:
+        """Yield what there is to say about them, each sentence with the level at which it is logged."""
+        if self.asked == self.resumed:
+            where = f"all {self.asked} were answered by an earlier run"
+            yield "INFO", f"no question reached the model: {where if self.asked else 'all answers were in a cache'}"
+        elif self.resumed:
+            yield "INFO", f"{self.resumed} more questions were answered by an earlier run"
+        if self.changed:
+            yield "WARNING", f"{self.changed} questions were asked again, since their documents have changed"
+        if self.unanswered:
+            yield "ERROR", f"{self.unanswered} of {self.asked} questions have no answer, see above"
 
 
 class PrunedModelMixin:
@@ -28,14 +72,43 @@ class PrunedModelMixin:
         model_id: The model's name in lmms-eval, with which its messages begin.
         rank: This process's number, as lmms-eval's classes set it.
         record: What was kept and what it cost.
-        num_resumed: How many answers came from an earlier run.
+        totals: The requests of this process.
     """
 
     model_id: str
     rank: int
+    task_dict: Any
+    batch_size: int
 
-    def open_journal(self, config: VTRConfig, arguments: Mapping[str, Any], tp_size: int) -> AnswerJournal | None:
+    def prepare_text(self, text: str) -> str:
+        """Return a question's text, in which nothing that somebody typed stands for a visual."""
+        return text
+
+    def prepare_picture(self, picture: Image.Image) -> Image.Image:
+        """Return an RGB picture that the model can take."""
+        return picture
+
+    def prepare_video(self, file: Path) -> str:
+        """Return the path of a video that the model can take.
+
+        Raises:
+            ValueError: The model takes no videos, or this one cannot be decoded.
+        """
+        raise ValueError(f"{file} is no picture, and {self.model_id} takes pictures only")
+
+    def check_prompt(self, text: str, visuals: int) -> None:
+        """Raise ValueError if a question's prompt would have none of its visuals."""
+
+    def open_journal(
+        self, config: VTRConfig, arguments: Mapping[str, Any], tp_size: int, weights: Iterable[str | Path]
+    ) -> AnswerJournal | None:
         """Open the journal in the folder that the model argument `resume_folder` names; return None without one.
+
+        Args:
+            config: What to prune.
+            arguments: The arguments of the model.
+            tp_size: How many ranks share a model by tensor parallelism.
+            weights: The folders of the weights.
 
         Raises:
             ValueError: The name is empty, and as for `AnswerJournal`.
@@ -47,8 +120,12 @@ class PrunedModelMixin:
             raise ValueError("resume_folder= is empty: name a folder, or omit it")
         settings = {"model": self.model_id, **arguments, **config.values()}
         settings = {name: value for name, value in settings.items() if name not in IGNORED_ON_RESUME}
+        settings |= what_answers_depend_on(type(self).__module__, weights)
         # The first of the ranks that share a model writes.
-        return AnswerJournal(Path(folder), settings, writes=processes.rank() % tp_size == 0)
+        journal = AnswerJournal(Path(folder), settings, writes=processes.rank() % tp_size == 0)
+        if (difference := journal.difference()) and processes.rank() == 0:
+            self.log("WARNING", difference)
+        return journal
 
     def distribute_and_attach(
         self,
@@ -79,25 +156,31 @@ class PrunedModelMixin:
         self.record = attach(model, config)
         self.journal = journal
         self.seconds = 0.0
-        self.num_resumed = 0
+        self.totals = Totals()
 
     def answer_requests(
         self, requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]], empty_answer: Any
     ) -> list[Any]:
-        """Answer lmms-eval's requests together with the other ranks; see `answer_own`.
+        """Answer lmms-eval's requests together with the other ranks; see `answer_own` and `QuestionAnswerer`.
 
         Args:
             requests: The requests of this rank.
             answer: Answers a list of requests.
-            empty_answer: What padding requests get, and what the journal does not keep.
+            empty_answer: What padding requests and questions get that cannot be answered, and what the journal does not
+                keep.
         """
+        answer_each = QuestionAnswerer(self, answer, empty_answer, partial(self.log, "ERROR"))
 
         def answer_in_lockstep(own: list[Any]) -> list[Any]:
+            self.totals.asked += len(own)
             with zero.lockstep(self.shards):
                 if self.journal is None:
-                    return answer(own)
-                answers, num_resumed = self.journal.answer_missing(own, answer, empty_answer)
-            self.num_resumed += num_resumed
+                    return answer_each(own)
+                answers, num_resumed = self.journal.answer_missing(
+                    own, answer_each, empty_answer, self._document_digest
+                )
+            self.totals.resumed += num_resumed
+            self.totals.changed = self.journal.num_changed
             return answers
 
         start = time.perf_counter()
@@ -109,8 +192,27 @@ class PrunedModelMixin:
             answers = answer_own(requests, answer_in_lockstep, empty_answer)[own]
         except ValueError as error:
             raise SystemExit(f"{self.model_id}: {error}") from None
+        self.totals.unanswered += answer_each.unanswered
+        if answer_each.unanswered:
+            self.log("ERROR", f"{answer_each.unanswered} of {len(requests)} questions were not answered")
         self.seconds += time.perf_counter() - start
         return answers
+
+    def _document_digest(self, request: Any) -> str:
+        """Return a digest of what a request's functions make of its document: visuals, messages or a target."""
+        *_, number, task, split = request.args
+        try:
+            document = self.task_dict[task][split][number]
+            return digest.of_value([part(document) for part in request.args if callable(part)])
+        # A decoder of untrusted pictures may raise anything; such a question gets no answer that is kept.
+        except Exception:
+            return "unreadable"
+
+    def log(self, level: str, sentence: str) -> None:
+        """Log a sentence about this model."""
+        from loguru import logger  # noqa: PLC0415
+
+        logger.log(level, f"{self.model_id}: {sentence}")
 
     def clean(self) -> None:
         """Log what the answers of all ranks cost, and release the model; lmms-eval calls it once, after the answers."""
@@ -119,14 +221,18 @@ class PrunedModelMixin:
 
         reports = collectives.is_first_rank(self.tp_group)
         record = self.record.reduce_over_ranks(reports)
-        num_resumed = sum(collectives.gather(self.num_resumed * reports))
+        counts = collectives.gather(astuple(self.totals) if reports else None)
+        totals = Totals(*map(sum, zip(*filter(None, counts), strict=True)))
         seconds = max(collectives.gather(self.seconds))
         tokens = record.decoded + record.prompts
         if self.rank == 0:
-            logger.info(f"{self.model_id} {record.summary()}")
-            if num_resumed:
-                logger.info(f"{self.model_id}: {num_resumed} more questions were answered by an earlier run")
             # Some of lmms-eval's wrappers have logged what this process alone did.
             reset_logged_metrics()
-            log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.scalar_means())
+            if totals.asked > totals.resumed:
+                logger.info(f"{self.model_id} {record.summary()}")
+                log_metrics(seconds, tokens, tokens / max(seconds, 1e-9), record.scalar_means())
+            for level, sentence in totals.sentences():
+                self.log(level, sentence)
+            if report := record.graph_report():
+                self.log("INFO", f"decisions about CUDA graphs:\n{report}")
         super().clean()  # type: ignore[misc]

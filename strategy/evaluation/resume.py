@@ -2,36 +2,52 @@
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from strategy.distributed import collectives, processes
 from strategy.evaluation.append_log import AppendOnlyLog, acquire_lock, read_log
+from strategy.evaluation.files import write_whole
 
 FLUSH_EVERY = 64  # questions that are answered before their answers are written
+SETTINGS = ".settings.json"
+DIGESTS = ("code", "weights")  # settings whose values mean nothing to people
+
+
+class Entry(NamedTuple):
+    """An answer: the run that made it, and the digests of its question and of its document."""
+
+    run: str
+    question: str
+    document: str
+    answer: Any
 
 
 class AnswerJournal:
-    """The answers of one evaluation in a folder, which has a file for each rank that wrote some.
+    """The answers of evaluations in a folder, which has a file for each rank that wrote some.
 
-    Every rank makes its journal before any of them answers.
+    An answer is found again by what it depends on: the settings of its run, its question, and the content of its
+    document. Nothing is deleted, so one folder may serve several runs. Every rank makes its journal before any of them
+    answers.
 
     Args:
         folder: Where the files lie; it is made if it is missing.
-        settings: What answers depend on besides the question, by name. A run with other settings does not find them.
+        settings: What answers depend on besides the question and its document, by name; each run with settings of its
+            own has a file with them.
         writes: Whether this rank writes its answers. Of ranks that share a model, and so answer the same, one does.
 
     Attributes:
-        answers: All answers so far, by the key of their question.
+        num_changed: Questions that were answered about a document that has changed since.
 
     Raises:
         ValueError: Another run is writing to the folder, a file is damaged, or the folder cannot be made.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], writes: bool) -> None:
-        self.settings = dict(settings)
+        self.folder, self.settings, self.num_changed = folder, json.loads(json.dumps(settings, default=str)), 0
+        self._run = _digest(self.settings)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -40,15 +56,40 @@ class AnswerJournal:
         if processes.rank() == 0:
             refusal = f"{folder}: another run is writing its answers there; wait, or give another resume_folder"
             self._lock = acquire_lock(folder / "lock", refusal)
-        self.answers: dict[str, Any] = {}
-        for file in sorted(folder.glob("*.jsonl")):
-            self.answers.update(read_log(file, _parse))
+        entries = [entry for file in sorted(folder.glob("*.jsonl")) for entry in read_log(file, _parse)]
+        self._answers: dict[str, dict[str, Any]] = defaultdict(dict)
+        for entry in entries:
+            if entry.run == self._run:
+                self._answers[entry.question][entry.document] = entry.answer
+        self._num_others = sum(entry.run != self._run for entry in entries)
         # No rank writes before all have read, since ranks that answer together must have the same left to do.
         collectives.gather(None)
         self._log = AppendOnlyLog(folder / f"{processes.rank()}.jsonl", _parse) if writes else None
+        if processes.rank() == 0:
+            write_whole(folder / f"{self._run}{SETTINGS}", json.dumps(self.settings, indent=1).encode())
+
+    def difference(self) -> str | None:
+        """Return a sentence about what keeps the folder's answers from being used; None if this run has some there."""
+        if self._answers or not self._num_others:
+            return None
+        others = [
+            json.loads(file.read_bytes())
+            for file in sorted(self.folder.glob(f"*{SETTINGS}"))
+            if file.name != f"{self._run}{SETTINGS}"
+        ]
+        differences = [_differing(other, self.settings) for other in others]
+        nearest = min(differences, key=len, default=["they name no settings"])
+        return (
+            f"{self.folder} holds {self._num_others} answers of other runs, which are not used; the nearest of these "
+            f"runs differs in this: {'; '.join(nearest)}"
+        )
 
     def answer_missing(
-        self, requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]], empty_answer: Any
+        self,
+        requests: Sequence[Any],
+        answer: Callable[[list[Any]], list[Any]],
+        empty_answer: Any,
+        document_digest: Callable[[Any], str],
     ) -> tuple[list[Any], int]:
         """Answer those of lmms-eval's requests whose answers are not in the journal, and write these answers.
 
@@ -56,41 +97,41 @@ class AnswerJournal:
             requests: The requests.
             answer: Answers a list of requests.
             empty_answer: An answer that is not written, so that the next run asks again.
+            document_digest: Returns a digest of what a request is about.
 
         Returns:
             The answers to all requests, and how many of these the journal held.
         """
-        keys = self._keys(requests)
-        missing = [index for index, key in enumerate(keys) if key not in self.answers]
-        answers = [self.answers.get(key) for key in keys]
+        keys = _keys(requests)
+        answers: list[Any] = [None] * len(keys)
+        missing = []
+        for index, key in enumerate(keys):
+            known = self._answers.get(key)
+            # Only where there is an answer its document has to be read.
+            document = document_digest(requests[index]) if known else ""
+            if known and document in known:
+                answers[index] = known[document]
+            else:
+                missing.append(index)
+                self.num_changed += bool(known)
         for first in range(0, len(missing), FLUSH_EVERY):
             indices = missing[first : first + FLUSH_EVERY]
             for index, new in zip(indices, answer([requests[index] for index in indices]), strict=True):
                 answers[index] = new
-            self._write({keys[index]: answers[index] for index in indices if answers[index] != empty_answer})
+            self._add(
+                # Some of lmms-eval's own wrappers return the text with what it took to generate it.
+                Entry(self._run, keys[index], document_digest(requests[index]), _text(answers[index]))
+                for index in indices
+                if answers[index] != empty_answer
+            )
         return answers, len(keys) - len(missing)
 
-    def _keys(self, requests: Sequence[Any]) -> list[str]:
-        keys: list[str] = []
-        repeats: Counter[str] = Counter()
-        for request in requests:
-            # A request's arguments hold its document's number; the functions among them have no lasting name.
-            arguments = [part for part in request.args if not callable(part)]
-            question = [request.request_type, request.task_name, arguments]
-            key = hashlib.sha256(
-                json.dumps([self.settings, question], sort_keys=True, default=str).encode()
-            ).hexdigest()
-            # lmms-eval repeats a request where its task wants several answers.
-            keys.append(f"{key}-{repeats[key]}")
-            repeats[key] += 1
-        return keys
-
-    def _write(self, answers: Mapping[str, Any]) -> None:
-        # Some of lmms-eval's own wrappers return the text with what it took to generate it.
-        texts = {key: getattr(answer, "text", answer) for key, answer in answers.items()}
-        self.answers.update(texts)
+    def _add(self, entries: Iterable[Entry]) -> None:
+        entries = list(entries)
+        for entry in entries:
+            self._answers[entry.question][entry.document] = entry.answer
         if self._log is not None:
-            self._log.append(texts.items())
+            self._log.append(entries)
 
     def close(self) -> None:
         """Close the file and release the folder."""
@@ -100,7 +141,40 @@ class AnswerJournal:
             self._lock.release()
 
 
-def _parse(entry: Any) -> tuple[str, Any]:
-    """Return the key and the answer of a line."""
-    key, answer = entry
-    return str(key), answer
+def _text(answer: Any) -> Any:
+    return getattr(answer, "text", answer)
+
+
+def _keys(requests: Sequence[Any]) -> list[str]:
+    """Return what tells the requests of a run apart."""
+    keys: list[str] = []
+    repeats: Counter[str] = Counter()
+    for request in requests:
+        # A request's arguments hold its document's number; the functions among them have no lasting name.
+        arguments = [part for part in request.args if not callable(part)]
+        key = _digest([request.request_type, request.task_name, arguments])
+        # lmms-eval repeats a request where its task wants several answers.
+        keys.append(f"{key}-{repeats[key]}")
+        repeats[key] += 1
+    return keys
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return in words which settings of two runs differ."""
+    return [
+        f"other {name}" if name in DIGESTS else f"{name} was {before.get(name)}, is {after.get(name)}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _parse(entry: Any) -> Entry:
+    """Return the answer in a line."""
+    if len(entry) == 2:  # the form of version 0.1.0, which does not name the run
+        return Entry("", str(entry[0]), "", entry[1])
+    run, question, document, answer = entry
+    return Entry(str(run), str(question), str(document), answer)

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "api": {"contracts", "methods", "kernels", "metrics", "attach"},
 }
 # Third-party packages that a module may import when it is imported itself.
-REQUIRED = {"torch", "filelock"}
+REQUIRED = {"torch", "filelock", "PIL"}
 # Those that only functions may import, and the room whose functions may.
 IN_FUNCTIONS = {"deepspeed": "distributed", "lmms_eval": "evaluation", "loguru": "evaluation"}
 

@@ -54,6 +54,10 @@ def opened(folder, keep_tokens=1):
     return AnswerJournal(folder, {"keep_tokens": keep_tokens}, writes=True)
 
 
+def about(request):
+    return f"document {request.document}"
+
+
 def texts(answers):
     return [getattr(each, "text", each) for each in answers]
 
@@ -66,12 +70,12 @@ def test_what_was_answered_is_not_asked_again(tmp_path_factory, most, flush_ever
     try:
         journal, first, second = opened(folder), Model(most), Model()
         with contextlib.suppress(KeyboardInterrupt):
-            journal.answer_missing(requests, first, "")
+            journal.answer_missing(requests, first, "", about)
         journal.close()
         with (folder / "0.jsonl").open("a") as file:
-            file.write('["key", "half an entry'[:cut])
+            file.write('["run", "question", "half an'[:cut])
         journal = opened(folder)
-        answers, found = journal.answer_missing(requests, second, "")
+        answers, found = journal.answer_missing(requests, second, "", about)
         journal.close()
     finally:
         resume.FLUSH_EVERY = before
@@ -82,13 +86,13 @@ def test_what_was_answered_is_not_asked_again(tmp_path_factory, most, flush_ever
 
 def test_other_settings_and_other_questions_are_asked(tmp_path):
     journal = opened(tmp_path)
-    journal.answer_missing([Request(1)], Model(), "")
+    journal.answer_missing([Request(1)], Model(), "", about)
     journal.close()
     journal = opened(tmp_path, keep_tokens=2)
-    assert journal.answer_missing([Request(1)], Model(), "")[1] == 0
+    assert journal.answer_missing([Request(1)], Model(), "", about)[1] == 0
     others = [Request(1, "Why?"), Request(1, task_name="other"), Request(1, options={"until": ["."]}), Request(2)]
-    assert journal.answer_missing(others, Model(), "")[1] == 0
-    assert journal.answer_missing([Request(1), *others], Model(), "")[1] == 5
+    assert journal.answer_missing(others, Model(), "", about)[1] == 0
+    assert journal.answer_missing([Request(1), *others], Model(), "", about)[1] == 5
 
 
 def test_functions_do_not_matter_and_repeated_questions_have_answers_of_their_own(tmp_path):
@@ -97,17 +101,19 @@ def test_functions_do_not_matter_and_repeated_questions_have_answers_of_their_ow
     def asked() -> list[Request]:
         return [Request(1, options={"temperature": 1})] * 3
 
-    first, _ = journal.answer_missing(asked(), lambda requests: [f"answer {next(numbers)}" for _ in requests], "")
+    first, _ = journal.answer_missing(
+        asked(), lambda requests: [f"answer {next(numbers)}" for _ in requests], "", about
+    )
     journal.close()
     assert first == ["answer 0", "answer 1", "answer 2"]
-    assert opened(tmp_path).answer_missing(asked(), Model(), "") == (first, 3)
+    assert opened(tmp_path).answer_missing(asked(), Model(), "", about) == (first, 3)
 
 
 def test_no_answer_is_not_kept(tmp_path):
     journal = opened(tmp_path)
-    assert journal.answer_missing([Request(1), Request(2)], lambda _: ["", "yes"], "") == (["", "yes"], 0)
+    assert journal.answer_missing([Request(1), Request(2)], lambda _: ["", "yes"], "", about) == (["", "yes"], 0)
     model = Model()
-    assert journal.answer_missing([Request(1), Request(2)], model, "")[1] == 1
+    assert journal.answer_missing([Request(1), Request(2)], model, "", about)[1] == 1
     assert model.asked == [1]
 
 
@@ -121,3 +127,49 @@ def test_a_second_run_is_refused_and_a_damaged_file_named(tmp_path):
     (tmp_path / "3.jsonl").write_text("nonsense\n")
     with pytest.raises(ValueError, match=r"3\.jsonl: damaged .*: remove it, and its questions are asked again"):
         opened(tmp_path)
+
+
+def test_what_differs_is_said_and_nothing_is_deleted(tmp_path):
+    journal = AnswerJournal(tmp_path, {"keep_tokens": 64, "weights": "one", "torch": "2.10"}, writes=True)
+    assert journal.difference() is None
+    journal.answer_missing([Request(1), Request(2)], Model(), "", about)
+    journal.close()
+    journal = AnswerJournal(tmp_path, {"keep_tokens": 64, "weights": "two", "torch": "2.11"}, writes=True)
+    assert journal.difference() == (
+        f"{tmp_path} holds 2 answers of other runs, which are not used; the nearest of these runs differs in this: "
+        "torch was 2.10, is 2.11; other weights"
+    )
+    journal.answer_missing([Request(1)], Model(), "", about)
+    journal.close()
+    for weights, torch, found in (("two", "2.11", 1), ("one", "2.10", 2)):
+        journal = AnswerJournal(tmp_path, {"keep_tokens": 64, "weights": weights, "torch": torch}, writes=True)
+        assert journal.difference() is None
+        assert journal.answer_missing([Request(1), Request(2)], Model(), "", about)[1] == found
+        journal.close()
+
+
+def test_answers_of_version_0_1_0_are_not_used(tmp_path):
+    (tmp_path / "0.jsonl").write_text('["key-0", "answer"]\n')
+    journal = opened(tmp_path)
+    assert "holds 1 answers of other runs" in journal.difference()
+    assert "they name no settings" in journal.difference()
+
+
+def test_a_changed_document_is_asked_about_again(tmp_path):
+    for changed, found in (("", 0), ("", 2), (" changed", 1), (" changed", 2)):
+        journal, model = opened(tmp_path), Model()
+        answers, resumed = journal.answer_missing(
+            [Request(1), Request(2)], model, "", lambda request, c=changed: about(request) + c * (request.document == 2)
+        )
+        journal.close()
+        assert (texts(answers), resumed) == (["answer 1", "answer 2"], found)
+        assert journal.num_changed == (found == 1)
+
+
+def test_a_document_is_read_only_where_its_question_was_answered(tmp_path):
+    read = []
+    for _ in range(2):
+        journal = opened(tmp_path)
+        journal.answer_missing([Request(1)], lambda _: [""], "", lambda request: str(read.append(request)))
+        journal.close()
+    assert not read

@@ -1,13 +1,12 @@
 """The lmms-eval model `llava_vtr`: LLaVA-1.5, pruned by any strategy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import Collator
-from loguru import logger
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
@@ -15,14 +14,14 @@ from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 
 import strategy
-from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
-from llava.mm_utils import pad_left, process_images, tokenizer_image_token
-from llava.model.builder import load_pretrained_model
+from llava.mm_utils import pad_left, place_pictures, process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model, weight_folders
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
 from strategy.evaluation.lmms_model import PrunedModelMixin
-from strategy.evaluation.unreadable_images import UnreadableImage, answer_readable
+from strategy.evaluation.special_tokens import as_text
+from strategy.evaluation.visuals import Unreadable
 from strategy.options import check_names
 
 # What `--model_args` may hold besides the pruning options, with the defaults.
@@ -39,6 +38,22 @@ ARGUMENTS: dict[str, Any] = {
 }
 DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
+
+
+class Loss(tuple[float, bool], GenerationResult):
+    """A loss and whether the continuation is greedy, in a form that lmms-eval hands on as it is.
+
+    lmms-eval 0.7.3 turns what is no `GenerationResult` into text, which its scores of `multiple_choice` cannot read.
+    """
+
+    @property
+    def text(self) -> "Loss":
+        """Return what lmms-eval hands on."""
+        return self
+
+    def strip(self) -> str:
+        """Return nothing, so that lmms-eval's cache does not keep this answer; it would come back as text."""
+        return ""
 
 
 class LlavaVTR(PrunedModelMixin, lmms):
@@ -70,7 +85,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
             tp_size = tensor_parallel.parse_tp_size(options["tensor_parallel"])
             sharded = zero.parse_zero_stage(options["zero_stage"], tp_size)
             processes.rank_timeout()
-            journal = self.open_journal(config, options, tp_size)
+            journal = self.open_journal(config, options, tp_size, weight_folders(options["pretrained"]))
             place, dtype = options["device"] or processes.take_device(), DTYPES[options["dtype"]]
             if tp_size > 1 or sharded:  # the whole model may be too large for a GPU
                 place, dtype = "cpu", dtype or (None if processes.take_device() == "cpu" else torch.float16)
@@ -87,18 +102,8 @@ class LlavaVTR(PrunedModelMixin, lmms):
             raise SystemExit(f"{self.model_id}: {error}") from None
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answer each request, in order; a request with an unreadable picture is logged and gets an empty answer."""
-        return self._answer(requests, self._generate_all, "")
-
-    def _answer(
-        self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]], empty_answer: Any
-    ) -> list[Any]:
-        def log(sentence: str) -> None:
-            logger.error(f"{self.model_id}: {sentence}")
-
-        return self.answer_requests(
-            requests, lambda own: answer_readable(self, own, answer, empty_answer, log), empty_answer
-        )
+        """Answer each request, in order; a request that cannot be answered is logged and gets an empty answer."""
+        return self.answer_requests(requests, self._generate_all, "")
 
     def _generate_all(self, requests: list[Instance]) -> list[str]:
         # Requests with the same generation arguments share a batch, long prompts first.
@@ -110,7 +115,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
             for chunk in collator.get_batched(n=self.batch_size):
                 contexts, arguments, doc_to_visual, doc_ids, tasks, splits = zip(*chunk, strict=True)
                 pictures = [
-                    self._pictures(to_visual, self.task_dict[task][split][doc_id])
+                    to_visual(self.task_dict[task][split][doc_id])
                     for to_visual, task, split, doc_id in zip(doc_to_visual, tasks, splits, doc_ids, strict=True)
                 ]
                 answers += self._generate(contexts, pictures, dict(arguments[0]))
@@ -124,30 +129,30 @@ class LlavaVTR(PrunedModelMixin, lmms):
         pixels = process_images(list(pictures), processor, self.model.config)
         return [to_pil_image((picture * std + mean).clamp(0, 1)) for picture in pixels]
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list["Loss"]:
         """Return for each request the loss of its continuation, and whether the continuation is greedy.
 
         The loss is the mean negative log-likelihood of a token, as lmms-eval's own models return it, which takes the
         smallest number for the best. The prompt alone is prefilled and pruned, as in generation; the continuation
-        follows on the cache. A request with an unreadable picture is logged, and its loss is infinite: of choices that
-        all have such pictures, the first wins.
+        follows on the cache. A request that cannot be answered is logged, and its loss is infinite: of choices that all
+        have such a loss, the first wins.
         """
-        return self._answer(requests, self._score_all, (float("inf"), False))
+        return [Loss(answer) for answer in self.answer_requests(requests, self._score_all, (float("inf"), False))]
 
     def _score_all(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         results = []
         for request in tqdm(requests, desc="Model Responding", disable=self.rank != 0):
             context, doc_to_target, doc_to_visual, doc_id, task, split = request.args
             document = self.task_dict[task][split][doc_id]
-            pictures = self._pictures(doc_to_visual, document)
-            if isinstance(document, UnreadableImage):
+            pictures = doc_to_visual(document)
+            if isinstance(document, Unreadable):
                 results.append((float("inf"), False))
                 continue
             target = doc_to_target if isinstance(doc_to_target, str) else doc_to_target(document)
             prompt = self._tokenize(context, len(pictures), None)
             continuation = self._tokenize(context, len(pictures), target)[len(prompt) :].to(self.model.device)
             if not len(continuation):
-                raise SystemExit(f"llava_vtr: task {task}, question {doc_id}: nothing to score, the target is empty")
+                raise ValueError("nothing to score, the target is empty")
             results.append(self._score(prompt, pictures, continuation))
         return results
 
@@ -155,14 +160,8 @@ class LlavaVTR(PrunedModelMixin, lmms):
         """Raise NotImplementedError, since LLaVA-1.5 is evaluated in single turns."""
         raise NotImplementedError("llava_vtr answers single questions; tasks of several rounds are not supported")
 
-    def _pictures(self, doc_to_visual: Callable[[Any], Any], document: Any) -> list[Image.Image]:
-        return [visual.convert("RGB") for visual in doc_to_visual(document) or []]
-
     def _tokenize(self, context: str, pictures: int, answer: str | None) -> Tensor:
-        if not pictures:
-            context = context.replace(DEFAULT_IMAGE_TOKEN, "")
-        elif DEFAULT_IMAGE_TOKEN not in context:
-            context = " ".join([DEFAULT_IMAGE_TOKEN] * pictures) + "\n" + context
+        context = place_pictures(as_text(context, self.tokenizer.all_special_tokens), pictures)
         conversation = self.template.copy()
         conversation.append_message(conversation.roles[0], context)
         conversation.append_message(conversation.roles[1], answer)
@@ -175,7 +174,8 @@ class LlavaVTR(PrunedModelMixin, lmms):
         self, contexts: Sequence[str], pictures: Sequence[list[Image.Image]], arguments: dict[str, Any]
     ) -> list[str]:
         until = arguments.pop("until", [])
-        stops = [until] if isinstance(until, str) else list(until)
+        # Where a task names no stop, lmms-eval names a blank line, which would cut an answer of several paragraphs.
+        stops = [stop for stop in ([until] if isinstance(until, str) else until or []) if stop and stop != "\n\n"]
         options = {name: arguments[name] for name in GENERATION if arguments.get(name) is not None}
         # Tasks write greedy decoding as a temperature of 0, and some sample without naming one.
         temperature = options.pop("temperature", 1.0 if arguments.get("do_sample") else 0)
@@ -195,7 +195,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
             **{"max_new_tokens": 1024} | options,
         )
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        for stop in filter(None, stops):
+        for stop in stops:
             texts = [text.split(stop)[0] for text in texts]
         return [text.strip() for text in texts]
 

@@ -8,8 +8,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessor, PreTrainedTokenizerBase
+from transformers.image_utils import ChannelDimension
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from strategy.evaluation.pictures import to_rgb
+from strategy.evaluation.special_tokens import as_text
 
 
 def expand2square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -29,11 +32,26 @@ def process_images(images: list[Image.Image], image_processor: CLIPImageProcesso
         model_cfg: The model's configuration. If its `image_aspect_ratio` is "pad", each picture is first centred on a
             square in the processor's mean colour.
     """
-    pictures = [image.convert("RGB") for image in images]
+    pictures = [to_rgb(image) for image in images]
     if getattr(model_cfg, "image_aspect_ratio", None) == "pad":
         red, green, blue = (int(255 * mean) for mean in image_processor.image_mean)
         pictures = [expand2square(picture, (red, green, blue)) for picture in pictures]
-    return image_processor.preprocess(pictures, return_tensors="pt")["pixel_values"]
+    # Otherwise the processor takes the rows of a picture that is 1 or 3 pixels high for its colours.
+    channels_last = ChannelDimension.LAST
+    return image_processor.preprocess(pictures, return_tensors="pt", input_data_format=channels_last)["pixel_values"]
+
+
+def place_pictures(text: str, pictures: int) -> str:
+    """Return a question's text with an `<image>` for each picture.
+
+    Where the text has as many as there are pictures, these stand for the pictures. Otherwise the pictures come first,
+    and what the text has stays text; without pictures it is left out.
+    """
+    if not pictures:
+        return text.replace(DEFAULT_IMAGE_TOKEN, "")
+    if text.count(DEFAULT_IMAGE_TOKEN) == pictures:
+        return text
+    return " ".join([DEFAULT_IMAGE_TOKEN] * pictures) + "\n" + as_text(text, [DEFAULT_IMAGE_TOKEN])
 
 
 @overload

@@ -1,9 +1,11 @@
 """A mixin that adds pruning to lmms-eval's own wrappers of the Qwen models."""
 
 import inspect
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,20 +14,23 @@ import torch
 from accelerate import PartialState
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from loguru import logger
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
 import strategy
+from qwen_vl_vtr.videos import VideoFiles
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
 from strategy.evaluation.lmms_model import PrunedModelMixin
-from strategy.evaluation.unreadable_images import answer_readable
+from strategy.evaluation.pictures import to_rgb
+from strategy.evaluation.special_tokens import as_text
 from strategy.options import check_names
 
 # What transformers raises for a configuration with values of the wrong kind.
 CONFIG_ERRORS = (TypeError, AttributeError, KeyError, ZeroDivisionError)
+IMAGE_MARK = "<image>"
+MAX_ASPECT = 200  # the ratio of a picture's sides up to which the image processors of all Qwen-VL take it
 
 
 class PrunedQwen(PrunedModelMixin, lmms):
@@ -50,7 +55,7 @@ class PrunedQwen(PrunedModelMixin, lmms):
             tp_size = tensor_parallel.parse_tp_size(arguments.pop("tensor_parallel", 1))
             sharded = zero.parse_zero_stage(arguments.pop("zero_stage", 0), tp_size)
             processes.rank_timeout()
-            journal = self.open_journal(config, arguments, tp_size)
+            journal = self.open_journal(config, arguments, tp_size, [arguments.get("pretrained", "")])
             arguments.pop("resume_folder", None)
             place = processes.take_device()
             if tp_size > 1 or sharded:
@@ -81,10 +86,53 @@ class PrunedQwen(PrunedModelMixin, lmms):
 
     def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the part of each picture that the grid of its tokens covers, which is all of it."""
-        return [picture.convert("RGB") for picture in pictures]
+        return [self.prepare_picture(to_rgb(picture)) for picture in pictures]
+
+    @cached_property
+    def _special_tokens(self) -> list[str]:
+        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+
+    def prepare_text(self, text: str) -> str:
+        # The wrappers of simple models remove these marks, and what is left may spell a special token.
+        while self.is_simple and IMAGE_MARK in text:
+            text = text.replace(IMAGE_MARK, "")
+        return as_text(text, self._special_tokens)
+
+    def prepare_picture(self, picture: Image.Image) -> Image.Image:
+        long, short = max(picture.size), min(picture.size)
+        if long <= MAX_ASPECT * short:
+            return picture
+        # The image processor refuses such a picture, and would show it in one row of patches.
+        wide = math.ceil(long / MAX_ASPECT)
+        return picture.resize((max(picture.width, wide), max(picture.height, wide)))
+
+    def prepare_video(self, file: Path) -> str:
+        return self._video_files.readable(file, self.readable_frames)
+
+    @cached_property
+    def _video_files(self) -> VideoFiles:
+        return VideoFiles()
+
+    def readable_frames(self, count: int) -> int:
+        """Return how many frames a video must have so that the wrapper can read it, given that it has `count`."""
+        return max(count, 2)
+
+    def check_prompt(self, text: str, visuals: int) -> None:
+        if not (self.interleave_visuals and self.is_simple):
+            return
+        places = {int(number) for number in re.findall(r"<image (\d+)>", text)} & set(range(1, visuals + 1))
+        if not places:
+            raise ValueError(
+                f"none of its {visuals} visuals is in the prompt: with interleave_visuals=True a question has to say "
+                "<image 1> where the first one belongs"
+            )
+        if len(places) < visuals:
+            self.log(
+                "WARNING", f"{text[:60]!r}: only {len(places)} of its {visuals} visuals are in the prompt, by <image N>"
+            )
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
-        """Answer each request, in order; a request with an unreadable picture is logged and gets an empty answer."""
+        """Answer each request, in order; a request that cannot be answered is logged and gets an empty answer."""
         return self.answer_requests(requests, self._answer_by_task, "")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[Any]:
@@ -100,16 +148,13 @@ class PrunedQwen(PrunedModelMixin, lmms):
         return super().generate_until_multi_round(requests)
 
     def _answer_by_task(self, requests: list[Instance]) -> list[Any]:
-        def log(sentence: str) -> None:
-            logger.error(f"{self.model_id}: {sentence}")
-
         # The wrappers answer a whole batch as questions of the first request's task.
         indices_by_task: dict[tuple[str, str], list[int]] = {}
         for index, request in enumerate(requests):
             indices_by_task.setdefault(tuple(request.args[-2:]), []).append(index)
         answers: list[Any] = [""] * len(requests)
         for indices in indices_by_task.values():
-            own = answer_readable(self, [requests[index] for index in indices], super().generate_until, "", log)
+            own = super().generate_until([requests[index] for index in indices])
             for index, answer in zip(indices, own, strict=True):
                 answers[index] = answer
         return answers

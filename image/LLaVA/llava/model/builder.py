@@ -74,6 +74,18 @@ def load_pretrained_model(
     return tokenizer, model.eval(), model.get_vision_tower().image_processor, context
 
 
+def weight_folders(model_path: str) -> list[Path]:
+    """Return the folders that a checkpoint's weights lie in: its own, and its vision tower's."""
+    folder = find_folder(model_path)
+    return [folder, find_tower(folder, read_config(folder))]
+
+
+def find_tower(folder: Path, config: LlavaConfig) -> Path:
+    """Return the folder of the vision tower that a configuration names: in the checkpoint, anywhere, or a hub id's."""
+    inside = folder / config.mm_vision_tower
+    return inside if inside.is_dir() else find_folder(config.mm_vision_tower)
+
+
 def num_template_tokens(tokenizer: Any) -> int:
     """Return how many tokens of the Vicuna template follow the question in every prompt."""
     prompts = []
@@ -249,9 +261,8 @@ def check_files(folder: Path, *others: str) -> dict[str, tuple[int, ...]]:
 
 
 def load_tower(folder: Path, config: LlavaConfig, dtype: torch.dtype) -> CLIPVisionTower:
-    """Load the vision tower that a configuration names: a folder in the checkpoint, any folder, or a hub id."""
-    inside = folder / config.mm_vision_tower
-    tower = inside if inside.is_dir() else find_folder(config.mm_vision_tower)
+    """Load the vision tower that a configuration names, see `find_tower`."""
+    tower = find_tower(folder, config)
     check_tower(tower, check_files(tower, "config.json", "preprocessor_config.json"))
     try:
         clip = CLIPVisionModel.from_pretrained(tower, torch_dtype=dtype)

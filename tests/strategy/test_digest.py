@@ -1,14 +1,16 @@
 """The digest: any code that makes answers changes it, and nothing else does."""
 
+import importlib.metadata
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import strategy
-from comparison import digest as module
-from comparison.digest import digest, packages_with
+from strategy.evaluation import digest
+from strategy.evaluation.digest import packages_with
 
 BACKBONE = {
     "some_vtr/__init__.py": "import torch\nfrom some_shared import hooks\n",
@@ -34,8 +36,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def of_folder(data=()):
-    return digest(["some_vtr"], data)
+def of_folder():
+    return digest.of_code(["some_vtr"])
 
 
 def test_a_backbone_comes_with_the_packages_that_it_builds_upon(folder):
@@ -78,15 +80,54 @@ def test_a_broken_strategy_does_not_stop_the_digest(folder):
     assert of_folder() != before
 
 
-def test_changed_data_changes_the_digest(tmp_path, monkeypatch):
+def test_changed_data_changes_the_digest(tmp_path):
     weights, tasks = tmp_path / "weights", tmp_path / "tasks"
+    (weights / "tower").mkdir(parents=True)
     (tasks / "deep").mkdir(parents=True)
-    weights.mkdir()
-    digests = [digest([], [weights, tasks, None])]
-    for file in (weights / "model.safetensors", tasks / "deep/task.yaml", tasks / "deep/utils.py"):
-        for text in ("one", "two"):
-            file.write_text(text)
-            digests.append(digest([], [weights, tasks, None]))
-    monkeypatch.setattr(module, "_version", lambda name: "0")
-    digests.append(digest([], [weights, tasks, None]))
-    assert len(set(digests)) == len(digests)
+
+    def digests():
+        return digest.of_weights([weights, None, "owner/name"]), digest.of_tasks([tasks, None])
+
+    found = [digests()]
+    for file in ("model.safetensors", "config.json", "tower/pytorch_model.bin"):
+        (weights / file).write_text("one")
+        found.append(digests())
+    for file in ("questions.parquet", "deep/task.yaml", "deep/utils.py"):
+        (tasks / file).write_text("one")
+        found.append(digests())
+    assert [len(set(each)) for each in zip(*found, strict=True)] == [4, 4]
+
+
+def test_the_last_byte_of_the_weights_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(digest, "CHUNK", 8)
+    (tmp_path / "model.safetensors").write_bytes(bytes(99))
+    before = digest.of_weights([tmp_path])
+    assert digest.of_weights([tmp_path]) == before
+    (tmp_path / "model.safetensors").write_bytes(bytes(98) + b"1")
+    assert digest.of_weights([tmp_path]) != before
+
+
+def test_versions_are_those_of_installed_libraries():
+    versions = digest.of_versions()
+    assert versions["torch"] == importlib.metadata.version("torch")
+    assert None not in versions.values()
+
+
+def picture(value=0, mode="RGB"):
+    return Image.new(mode, (2, 2), value)
+
+
+def test_each_part_of_a_value_counts(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"one")
+    values = [
+        *([picture()], [picture(1)], [picture(mode="L")], picture(), [picture()] * 2, [[picture()], picture()]),
+        *({"image": "a"}, {"image": "b"}, ["image", "a"], "a", 1, "1", [1, 2], [12], None, []),
+        str(tmp_path / "clip.mp4"),
+    ]
+    digests = list(map(digest.of_value, values))
+    assert len(set(digests)) == len(values)
+    (tmp_path / "clip.mp4").write_bytes(b"two")
+    again = list(map(digest.of_value, values))
+    assert [before == after for before, after in zip(digests, again, strict=True)] == [True] * (len(values) - 1) + [
+        False
+    ]

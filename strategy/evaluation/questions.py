@@ -1,0 +1,130 @@
+"""Questions one by one: what cannot be answered is named, and costs no other answer.
+
+Only what concerns the model itself, such as memory that runs out or a lost process, ends the run.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import distributed as dist
+
+from strategy.distributed import watchdog, zero
+from strategy.evaluation.visuals import Preparer, VisualGuard, one_line, question
+from strategy.metrics.record import RunRecord
+
+GROUP = 256  # questions that are handed to a model together, and asked again in batches if one of them fails
+GIVE_UP_AFTER = 16  # questions that all fail before any is answered: then not the questions are to blame
+FATAL = (torch.OutOfMemoryError, torch.AcceleratorError, dist.DistError, MemoryError)
+FATAL_MARKS = ("CUDA error", watchdog.GLOO_MARK)  # in the messages of errors without a type of their own
+
+
+class Model(Preparer, Protocol):
+    """A model of lmms-eval.
+
+    Attributes:
+        task_dict: The documents by task and split; they are guarded while questions are answered.
+        record: What was prefilled.
+        batch_size: How many questions the model answers at a time.
+        shards: What several ranks share weights by, if they do.
+    """
+
+    task_dict: Any
+    record: RunRecord
+    batch_size: int
+    shards: zero.ZeroShards | None
+
+
+class VisualsLostError(ValueError):
+    """Questions came with visuals, and their prompts had none."""
+
+
+class QuestionAnswerer:
+    """Answers requests of lmms-eval so that each question that fails is named and left without an answer.
+
+    Args:
+        model: The model.
+        answer: Answers a list of requests.
+        empty_answer: What questions get that cannot be answered.
+        log: Gets a sentence for each of these questions.
+
+    Attributes:
+        unanswered: How many requests were left without an answer.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        answer: Callable[[list[Any]], list[Any]],
+        empty_answer: Any,
+        log: Callable[[str], None],
+    ) -> None:
+        self.model, self.answer, self.empty_answer, self.log = model, answer, empty_answer, log
+        self.guard = VisualGuard(model)
+        self.unanswered = self._answered = 0
+        self._failed: set[tuple[Any, ...]] = set()
+
+    def __call__(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer requests, in order.
+
+        Raises:
+            ValueError: The first questions fail one after the other, and none is answered.
+            Exception: What concerns the model itself.
+        """
+        documents = self.model.task_dict
+        self.model.task_dict = self.guard.splits(documents)
+        try:
+            guarded = [self.guard.request(request) for request in requests]
+            answers: list[Any] = []
+            for first in range(0, len(guarded), GROUP):
+                answers += self._answer_part(guarded[first : first + GROUP])
+        finally:
+            self.model.task_dict = documents
+        for number, request in enumerate(requests):
+            if (reason := self.guard.reasons.get(question(request))) is not None:
+                task, _, document = question(request)
+                self.log(f"task {task}, question {document}: not answered, {reason}")
+                answers[number] = self.empty_answer
+                self.unanswered += 1
+        return answers
+
+    def _answer_part(self, part: list[Any]) -> list[Any]:
+        """Answer some requests; if that fails, in smaller parts, down to single ones."""
+        record = self.model.record
+        before = record.snapshot()
+        try:
+            answers = self.answer(part)
+            self._check_visuals(part, record.samples - before["samples"])
+        except Exception as error:
+            if self._ends_the_run(error):
+                raise
+            record.restore(before)
+            if len(part) == 1:
+                self._fail(part[0], error)
+                return [self.empty_answer]
+            size = self.model.batch_size if len(part) > self.model.batch_size else 1
+            parts = (part[first : first + size] for first in range(0, len(part), size))
+            return [answer for each in parts for answer in self._answer_part(each)]
+        self._answered += sum(question(request) not in self.guard.reasons for request in part)
+        return answers
+
+    def _check_visuals(self, part: list[Any], prefilled: int) -> None:
+        """Raise `VisualsLostError` if fewer prompts had visuals than questions came with some."""
+        asked = map(question, part)
+        wanted = sum(key in self.guard.with_visuals and key not in self.guard.reasons for key in asked)
+        if prefilled < wanted:
+            raise VisualsLostError("none of its visuals is in the prompt")
+
+    def _ends_the_run(self, error: Exception) -> bool:
+        """Return whether an error concerns the model rather than a question."""
+        shards = self.model.shards
+        if shards is not None and shards.in_pass:
+            return True  # the other ranks wait in the middle of the layers
+        return isinstance(error, FATAL) or any(mark in str(error) for mark in FATAL_MARKS)
+
+    def _fail(self, request: Any, error: Exception) -> None:
+        reason = one_line(error)
+        self.guard.reasons[question(request)] = reason
+        self._failed.add(question(request))
+        if not self._answered and len(self._failed) >= GIVE_UP_AFTER:
+            raise ValueError(f"the first {len(self._failed)} questions all failed, the last one: {reason}") from error
