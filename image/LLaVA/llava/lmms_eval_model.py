@@ -46,10 +46,8 @@ class Loss(tuple[float, bool], GenerationResult):
     lmms-eval 0.7.3 turns what is no `GenerationResult` into text, which its scores of `multiple_choice` cannot read.
     """
 
-    @property
-    def text(self) -> "Loss":
-        """Return what lmms-eval hands on."""
-        return self
+    def __init__(self, answer: tuple[float, bool]) -> None:
+        GenerationResult.__init__(self, text=self)
 
     def strip(self) -> str:
         """Return nothing, so that lmms-eval's cache does not keep this answer; it would come back as text."""
@@ -150,7 +148,9 @@ class LlavaVTR(PrunedModelMixin, lmms):
                 continue
             target = doc_to_target if isinstance(doc_to_target, str) else doc_to_target(document)
             prompt = self._tokenize(context, len(pictures), None)
-            continuation = self._tokenize(context, len(pictures), target)[len(prompt) :].to(self.model.device)
+            # Tasks begin a choice with a space, and the template has one already.
+            answer = target.lstrip()
+            continuation = self._tokenize(context, len(pictures), answer)[len(prompt) :].to(self.model.device)
             if not len(continuation):
                 raise ValueError("nothing to score, the target is empty")
             results.append(self._score(prompt, pictures, continuation))

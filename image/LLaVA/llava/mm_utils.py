@@ -47,8 +47,8 @@ def place_pictures(text: str, pictures: int) -> str:
     Where the text has as many as there are pictures, these stand for the pictures. Otherwise the pictures come first,
     and what the text has stays text; without pictures it is left out.
     """
-    if not pictures:
-        return text.replace(DEFAULT_IMAGE_TOKEN, "")
+    while not pictures and DEFAULT_IMAGE_TOKEN in text:
+        text = text.replace(DEFAULT_IMAGE_TOKEN, "")  # what is left may spell it again
     if text.count(DEFAULT_IMAGE_TOKEN) == pictures:
         return text
     return " ".join([DEFAULT_IMAGE_TOKEN] * pictures) + "\n" + as_text(text, [DEFAULT_IMAGE_TOKEN])

@@ -1,0 +1,11 @@
+"""Questions of any kind, asked through lmms-eval."""
+
+import pytest
+from question_checks import *  # noqa: F403
+from question_checks import Wrapper
+from qwen_lmms_checks import qwen
+
+
+@pytest.fixture(scope="module")
+def wrapper() -> Wrapper:
+    return qwen("qwen3_vl_vtr", "qwen3_vl", "shapes-qwen3", 32)
