@@ -35,6 +35,11 @@ class Model(Preparer, Protocol):
     shards: zero.ZeroShards | None
 
 
+def concerns_the_model(error: Exception) -> bool:
+    """Return whether an error concerns the model itself, so that no other question could be answered either."""
+    return isinstance(error, FATAL) or any(mark in str(error) for mark in FATAL_MARKS)
+
+
 class VisualsLostError(ValueError):
     """Questions came with visuals, and their prompts had none."""
 
@@ -120,7 +125,7 @@ class QuestionAnswerer:
         shards = self.model.shards
         if shards is not None and shards.in_pass:
             return True  # the other ranks wait in the middle of the layers
-        return isinstance(error, FATAL) or any(mark in str(error) for mark in FATAL_MARKS)
+        return concerns_the_model(error)
 
     def _fail(self, request: Any, error: Exception) -> None:
         reason = one_line(error)

@@ -77,7 +77,7 @@ class AnswerJournal:
             for file in sorted(self.folder.glob(f"*{SETTINGS}"))
             if file.name != f"{self._run}{SETTINGS}"
         ]
-        differences = [_differing(other, self.settings) for other in others]
+        differences = [differing(other, self.settings) for other in others]
         nearest = min(differences, key=len, default=["they name no settings"])
         return (
             f"{self.folder} holds {self._num_others} answers of other runs, which are not used; the nearest of these "
@@ -163,7 +163,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return in words which settings of two runs differ."""
     return [
         f"other {name}" if name in DIGESTS else f"{name} was {before.get(name)}, is {after.get(name)}"

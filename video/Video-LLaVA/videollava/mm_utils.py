@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import center_crop, normalize, to_tensor
 
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
+from strategy.evaluation.pictures import to_rgb
+from strategy.evaluation.special_tokens import as_text
 from videollava.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN, NUM_FRAMES
 
 # CLIP's normalisation, by colour.
@@ -64,7 +66,7 @@ def prepare_video(frames: Tensor, side: int = 224) -> Tensor:
 
 def prepare_image(image: Image.Image, side: int = 224) -> Tensor:
     """Turn a picture into the input of the image tower, [3, side, side] float32."""
-    pixels = _resize(to_tensor(image.convert("RGB"))[None], side, "bicubic")
+    pixels = _resize(to_tensor(to_rgb(image))[None], side, "bicubic")
     return normalize(center_crop(pixels, [side, side]), MEAN, STD)[0]
 
 
@@ -77,8 +79,12 @@ def _resize(pixels: Tensor, side: int, mode: str) -> Tensor:
 
 
 def prepare_prompt(question: str) -> str:
-    """Return a question with a picture token for each frame, in place of `<video>` or, without that, in front."""
-    frames = DEFAULT_IMAGE_TOKEN * NUM_FRAMES
-    if DEFAULT_VIDEO_TOKEN in question:
+    """Return a question with a picture token for each frame.
+
+    They replace a `<video>` in the question. Without one, or with several, they come first; what else the question has
+    of such marks stays text.
+    """
+    frames, question = DEFAULT_IMAGE_TOKEN * NUM_FRAMES, as_text(question, [DEFAULT_IMAGE_TOKEN])
+    if question.count(DEFAULT_VIDEO_TOKEN) == 1:
         return question.replace(DEFAULT_VIDEO_TOKEN, frames)
-    return f"{frames}\n{question}"
+    return f"{frames}\n{as_text(question, [DEFAULT_VIDEO_TOKEN])}"

@@ -1,6 +1,6 @@
 """Loading a checkpoint in Video-LLaVA's original format."""
 
-import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -73,31 +73,42 @@ def load_pretrained_model(
     return tokenizer, model.to(place).eval(), context
 
 
-def fingerprint(folder: Path) -> str:
-    """Return a digest of the weights in a folder: of the files' names, their sizes, and how each begins."""
-    digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(f"{file.name} {file.stat().st_size} ".encode() + stream.read(1 << 20))
-    return digest.hexdigest()
+def weight_folders(model_path: str, cache_dir: str | None = None) -> list[Path]:
+    """Return the folders that a checkpoint's weights lie in: its own, and those of towers that are elsewhere."""
+    folder = find_folder(model_path, cache_dir)
+    config, shapes = read_config(folder, NEEDED), check_files(folder)
+    outside = [kind for kind in KINDS if not _is_inside(kind, shapes)]
+    return [folder, *(find_tower(folder, config, kind, cache_dir) for kind in outside)]
+
+
+def find_tower(folder: Path, config: LlavaConfig, kind: str, cache_dir: str | None) -> Path:
+    """Return the folder of the tower that the configuration names: in the checkpoint, anywhere, or a hub id's."""
+    name = getattr(config, f"mm_{kind}_tower")
+    return folder / name if (folder / name).is_dir() else find_folder(name, cache_dir)
+
+
+def _prefix(kind: str) -> str:
+    """Return what the names of a tower's weights begin with where they are in the checkpoint."""
+    return f"model.{kind}_tower.{kind}_tower."
+
+
+def _is_inside(kind: str, shapes: Iterable[str]) -> bool:
+    return any(name.startswith(_prefix(kind)) for name in shapes)
 
 
 def inside_config(
     folder: Path, config: LlavaConfig, kind: str, shapes: dict[str, tuple[int, ...]]
 ) -> CLIPVisionConfig | None:
     """Return the configuration of a tower whose weights are in the checkpoint; None if they are elsewhere."""
-    prefix = f"model.{kind}_tower.{kind}_tower."
-    if not any(name.startswith(prefix) for name in shapes):
+    if not _is_inside(kind, shapes):
         return None
     beside = folder / getattr(config, f"mm_{kind}_tower")
-    return tower_config(beside) if beside.is_dir() else config_from_shapes(shapes, prefix)
+    return tower_config(beside) if beside.is_dir() else config_from_shapes(shapes, _prefix(kind))
 
 
 def load_tower(folder: Path, config: LlavaConfig, kind: str, cache_dir: str | None) -> FrameTower:
-    """Load the tower that the configuration names: a folder in the checkpoint, any folder, or a hub id."""
-    name = getattr(config, f"mm_{kind}_tower")
-    place = folder / name if (folder / name).is_dir() else find_folder(name, cache_dir)
+    """Load the tower that the configuration names, see `find_tower`."""
+    place = find_tower(folder, config, kind, cache_dir)
     shapes = check_files(place, "config.json")
     refuse_temporal(place, shapes)
     own = check_tower(place, shapes)

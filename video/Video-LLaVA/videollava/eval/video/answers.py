@@ -8,6 +8,7 @@ from typing import Any
 
 from strategy.evaluation.append_log import AppendOnlyLog, acquire_lock
 from strategy.evaluation.files import write_whole
+from strategy.evaluation.resume import differing
 from videollava.eval.video.questions import LeftOut, Sample
 
 
@@ -48,10 +49,10 @@ class AnswerFile:
     def _check_settings(self) -> None:
         if self.settings_file.exists():
             before = json.loads(self.settings_file.read_text())["settings"]
-            changed = [name for name in self.settings if before.get(name) != self.settings[name]]
-            if changed:
-                changes = "; ".join(f"{name} was {before.get(name)!r}, is {self.settings[name]!r}" for name in changed)
-                raise ValueError(f"{self.file} was begun with other settings ({changes}): give another --output_name")
+            if changes := differing(before, self.settings):
+                raise ValueError(
+                    f"{self.file} was begun with other settings ({'; '.join(changes)}): give another --output_name"
+                )
         elif self.file.exists():
             raise ValueError(f"{self.file} is there, but not its settings: give another --output_name, or remove it")
         self._mark(complete=False)

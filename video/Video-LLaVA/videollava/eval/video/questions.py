@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif", ".m4v")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def find_video(folder: str | Path, name: str) -> Path:
         ValueError: There is none; the message names the folder and the video.
     """
     for stem in (name, f"v_{name}"):
-        for extension in ("", *EXTENSIONS):
+        for extension in ("", *EXTENSIONS, *map(str.upper, EXTENSIONS)):
             file = Path(folder) / f"{stem}{extension}"
             if file.is_file():
                 return file

@@ -14,16 +14,19 @@ from tqdm import tqdm
 
 import strategy
 from llava.mm_utils import pad_left
-from llava.model.builder import find_folder
 from strategy.config import describe_options, strategy_options
 from strategy.distributed import collectives, processes, watchdog
+from strategy.evaluation.lmms_model import what_answers_depend_on
+from strategy.evaluation.questions import concerns_the_model
+from strategy.evaluation.special_tokens import as_text
+from strategy.evaluation.visuals import one_line
 from videollava.constants import IMAGE_TOKEN_INDEX
 from videollava.conversation import conv_templates
 from videollava.eval.video.answers import AnswerFile, chunk_name, merge, rank_name
 from videollava.eval.video.matching import matches
 from videollava.eval.video.questions import LeftOut, Sample, chunk, find_video, read_samples
 from videollava.mm_utils import load_video, prepare_prompt, prepare_video, tokenizer_image_token
-from videollava.model.builder import fingerprint, load_pretrained_model
+from videollava.model.builder import load_pretrained_model, weight_folders
 
 TEMPLATE = "llava_v1"
 MAX_NEW_TOKENS = 1024
@@ -78,9 +81,9 @@ def run_settings(options: argparse.Namespace, config: strategy.VTRConfig) -> dic
     names = ("model_path", "model_max_length", "num_samples", "num_chunks", "chunk_idx")
     files = {name: getattr(options, name) for name in ("gt_file_question", "gt_file_answers")}
     digests = {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
-    weights = fingerprint(find_folder(options.model_path, options.cache_dir))
+    answering = what_answers_depend_on(__name__, weight_folders(options.model_path, options.cache_dir))
     pruning = config.values() if config.enabled else {"enabled": False}
-    return {name: getattr(options, name) for name in names} | digests | {"weights": weights} | pruning
+    return {name: getattr(options, name) for name in names} | digests | answering | pruning
 
 
 class Answerer:
@@ -117,7 +120,8 @@ class Answerer:
         tower = self.model.model.video_tower
         video = prepare_video(load_video(find_video(self.video_dir, sample.video)), tower.config.image_size)
         conversation = conv_templates[TEMPLATE].copy()
-        conversation.append_message(conversation.roles[0], prepare_prompt(sample.question))
+        question = as_text(sample.question, self.tokenizer.all_special_tokens)
+        conversation.append_message(conversation.roles[0], prepare_prompt(question))
         conversation.append_message(conversation.roles[1], None)
         ids = tokenizer_image_token(conversation.get_prompt(), self.tokenizer, IMAGE_TOKEN_INDEX, "pt")
         prompt = len(ids) + int((ids == IMAGE_TOKEN_INDEX).sum()) * tower.side**2
@@ -144,12 +148,20 @@ class Answerer:
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def answer(self, samples: Sequence[Sample]) -> list[str | ValueError]:
-        """Return for each question its answer, or the error that prevents one."""
+        """Return for each question its answer, or the error that prevents one.
+
+        Raises:
+            Exception: What concerns the model itself.
+        """
         try:
             return list(self([self.prepare(sample) for sample in samples]))
-        except ValueError as error:
+        except Exception as error:
+            if concerns_the_model(error):
+                raise
             # One by one, only the question that fails stays without an answer.
-            return [error] if len(samples) == 1 else [self.answer([sample])[0] for sample in samples]
+            if len(samples) > 1:
+                return [self.answer([sample])[0] for sample in samples]
+            return [ValueError(one_line(error))]
 
 
 def answer_all(
