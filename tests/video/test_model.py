@@ -13,10 +13,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaModel
 import clips
 import make_clips
 import strategy
-from strategy.evaluation.digest import of_weights
 import training
 import world
 from strategy import VTRConfig
+from strategy.evaluation.digest import of_weights
 from videollava.conversation import conv_templates
 from videollava.mm_utils import load_video, prepare_image, prepare_prompt, prepare_video, tokenizer_image_token
 from videollava.model.builder import load_pretrained_model, weight_folders
