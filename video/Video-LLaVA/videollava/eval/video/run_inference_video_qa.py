@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 import strategy
 from llava.mm_utils import pad_left
-from llava.model.builder import find_folder
 from strategy.config import describe_options, strategy_options
 from strategy.distributed import collectives, processes, watchdog
+from strategy.evaluation.checkpoint_files import find_folder
 from videollava.constants import IMAGE_TOKEN_INDEX
 from videollava.conversation import conv_templates
 from videollava.eval.video.answers import AnswerFile, chunk_name, merge, rank_name
