@@ -16,6 +16,8 @@ from checkpoint_checks import KINDS, edit, refusal, same, spoil_text, weights_of
 from lmms_checks import CHECKPOINTS
 from lmms_eval.models import get_model
 
+from qwen_vl_vtr.arguments import choose_devices
+
 
 @pytest.fixture(scope="session")
 def checkpoint(wrapper):
@@ -216,6 +218,40 @@ def test_without_a_gpu_any_placement_is_the_cpu(wrapper, monkeypatch, device_map
     lm = get_model(wrapper.name).create_from_arg_string(f"pretrained={wrapper.checkpoint},device_map={device_map}")
     assert (lm.device_map, lm.device.type, lm.model.device.type) == ("cpu", "cpu", "cpu")
     assert wrapper.answers(lm, 1) == wrapper.answers(wrapper.load(""), 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "device_map", "chosen"),
+    [
+        (None, None, ("cuda:1", "cuda:1")),
+        (None, "auto", ("cuda:1", "auto")),
+        ("cuda:0", "balanced", ("cuda:0", "balanced")),
+        ("cpu", "auto", ("cpu", "cpu")),
+        (None, "cuda:0", ("cuda:0", "cuda:0")),
+        (0, 0, ("cuda:0", "cuda:0")),
+        ("cuda:1", {"": 1}, ("cuda:1", {"": 1})),
+    ],
+)
+def test_with_gpus_a_placement_is_what_it_says(monkeypatch, device, device_map, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_devices(device, device_map, "cuda:1") == chosen
+
+
+@pytest.mark.parametrize(
+    ("device", "device_map", "words"),
+    [
+        ("cpu", "cuda:0", "device_map='cuda:0': allowed is what device='cpu' says, or one of the two"),
+        ("cuda:0", "cuda:1", "device_map='cuda:1': allowed is what device='cuda:0' says, or one of the two"),
+        (None, "cuda:2", "device_map='cuda:2': allowed are auto, balanced, "),
+        ("cuda:2", None, "device='cuda:2': CUDA devices are numbered from 0, and there are 2"),
+    ],
+)
+def test_devices_that_contradict_each_other_or_are_not_there_are_refused(monkeypatch, device, device_map, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=words):
+        choose_devices(device, device_map, "cuda:1")
 
 
 @pytest.mark.parametrize("name", ["with,comma", "with='quote,s", "it's", "a [bracket", "A100B,x"])

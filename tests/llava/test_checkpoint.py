@@ -15,6 +15,7 @@ from lmms_checks import CHECKPOINTS, ENVIRONMENT, LMMS_EVAL, TASKS
 from lmms_eval.models import get_model
 from safetensors.torch import save_file
 
+from comparison.lmms import Lmms
 from llava.model.builder import load_pretrained_model
 
 
@@ -98,3 +99,10 @@ def test_without_quotes_such_a_path_is_one_sentence_and_an_error(tmp_path):
         in done.stderr
     )
     assert "Traceback" not in done.stderr
+
+
+def test_the_table_of_strategies_takes_a_path_with_a_comma(checkpoint, tmp_path, loaded):
+    folder = tmp_path / "one,two"
+    folder.symlink_to(checkpoint)
+    lm = Lmms("llava_vtr", str(folder), "batch_size=2", None).load({"enabled": False})
+    assert same(lm.model.state_dict(), loaded)
