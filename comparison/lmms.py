@@ -39,7 +39,7 @@ class Lmms:
             raise ValueError(f"--model {model}: allowed in this environment are {', '.join(sorted(known)) or 'none'}")
         self.package = known[model].partition(".")[0]
         self.model, self.include_path = model, include_path
-        self.model_args = ",".join(filter(None, (f"pretrained={pretrained}", model_args)))
+        self.model_args = ",".join(filter(None, (f'pretrained="{pretrained}"', model_args)))
 
     def load(self, options: Mapping[str, Any], force_simple: bool = False) -> Any:
         """Load the model with these pruning options; SystemExit with a sentence if that is not possible."""

@@ -38,11 +38,18 @@ def find_device(device: str | torch.device | None) -> torch.device:
         ValueError: The device does not exist on this machine.
     """
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device in (None, "") else device)
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={device!r}: allowed are cpu, cuda, cuda:1, ...") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: there is no CUDA device here")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={device!r}: CUDA devices are numbered from 0, and there are {torch.cuda.device_count()}"
+        )
+    accelerator = torch.accelerator.current_accelerator()
+    if place.type not in ("cpu", "cuda", accelerator and accelerator.type):
+        raise ValueError(f"device={device!r}: allowed are cpu, cuda, cuda:1, ...")
     return place
 
 

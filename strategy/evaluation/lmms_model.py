@@ -21,6 +21,7 @@ from strategy.evaluation import digest
 from strategy.evaluation.questions import QuestionAnswerer
 from strategy.evaluation.requests import answer_own, pool_requests
 from strategy.evaluation.resume import AnswerJournal
+from strategy.options import unquoted
 
 # Settings that cannot change answers, and are ignored on resume; of the weights the content counts, not the path.
 IGNORED_ON_RESUME = (
@@ -98,6 +99,32 @@ class PrunedModelMixin:
 
     def check_prompt(self, text: str, visuals: int) -> None:
         """Raise ValueError if a question's prompt would have none of its visuals."""
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> Any:
+        """Return the model that a command line describes; a value among `--model_args` may be quoted.
+
+        Args:
+            arg_string: What `--model_args` holds.
+            additional_config: Other options of lmms-eval's command line, by the argument of the model that they set.
+
+        Raises:
+            SystemExit: The text is not a list of arguments, or one is given twice. lmms-eval would print a traceback
+                and end with exit status 0.
+        """
+        from lmms_eval.utils import simple_parse_args_string  # noqa: PLC0415
+
+        try:
+            arguments = simple_parse_args_string(arg_string)
+        except ValueError:
+            raise SystemExit(
+                f"{cls.model_id}: --model_args {arg_string}: want name=value,... with quotes around a value that has "
+                "commas, quotes or brackets itself, as in --model_args 'pretrained=\"/data/a,b\"'"
+            ) from None
+        others = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        for name in arguments.keys() & others.keys():
+            raise SystemExit(f"{cls.model_id}: {name} is among --model_args: give it as --{name} {arguments[name]}")
+        return cls(**{name: unquoted(value) for name, value in arguments.items()}, **others)
 
     def open_journal(
         self, config: VTRConfig, arguments: Mapping[str, Any], tp_size: int, weights: Iterable[str | Path]

@@ -35,7 +35,13 @@ MAY_IMPORT = {
 # Third-party packages that a module may import when it is imported itself.
 REQUIRED = {"torch", "filelock", "PIL"}
 # Those that only functions may import, and the room whose functions may.
-IN_FUNCTIONS = {"deepspeed": "distributed", "lmms_eval": "evaluation", "loguru": "evaluation"}
+IN_FUNCTIONS = {
+    "deepspeed": "distributed",
+    "huggingface_hub": "evaluation",
+    "lmms_eval": "evaluation",
+    "loguru": "evaluation",
+    "safetensors": "evaluation",
+}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 file_by_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE).with_suffix("")))

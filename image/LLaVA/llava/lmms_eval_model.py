@@ -72,9 +72,9 @@ class LlavaVTR(PrunedModelMixin, lmms):
             config = strategy.VTRConfig.take(arguments)
             check_names(arguments, (*ARGUMENTS, *field_names()))
             options = ARGUMENTS | arguments
-            if options["conv_template"] not in conv_templates:
+            if options["conv_template"] not in list(conv_templates):
                 raise ValueError(f"conv_template={options['conv_template']!r}: allowed are {', '.join(conv_templates)}")
-            if options["dtype"] not in DTYPES:
+            if options["dtype"] not in list(DTYPES):
                 raise ValueError(f"dtype={options['dtype']!r}: allowed are {', '.join(filter(None, DTYPES))}")
             self.template = conv_templates[options["conv_template"]]
             if not str(options["batch_size"]).isdecimal() or int(options["batch_size"]) < 1:
@@ -88,7 +88,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
             if tp_size > 1 or sharded:  # the whole model may be too large for a GPU
                 place, dtype = "cpu", dtype or (None if processes.take_device() == "cpu" else torch.float16)
             self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
-                options["pretrained"],
+                str(options["pretrained"]),  # of which lmms-eval may have made a number
                 device=place,
                 dtype=dtype,
                 attn_implementation=options["attn_implementation"],

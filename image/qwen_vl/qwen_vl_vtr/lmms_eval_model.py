@@ -3,32 +3,32 @@
 import inspect
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import PartialState
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig
+from safetensors import SafetensorError
 
 import strategy
+from qwen_vl_vtr.arguments import choose_devices, read_arguments
+from qwen_vl_vtr.checkpoint import CONFIG_ERRORS, check_checkpoint
 from qwen_vl_vtr.videos import VideoFiles
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
+from strategy.evaluation.checkpoint_files import find_folder
 from strategy.evaluation.lmms_model import PrunedModelMixin
 from strategy.evaluation.pictures import to_rgb
 from strategy.evaluation.special_tokens import as_text
-from strategy.options import check_names
+from strategy.options import Read, check_names
 
-# What transformers raises for a configuration with values of the wrong kind.
-CONFIG_ERRORS = (TypeError, AttributeError, KeyError, ZeroDivisionError)
 IMAGE_MARK = "<image>"
 MAX_ASPECT = 200  # the ratio of a picture's sides up to which the image processors of all Qwen-VL take it
 
@@ -41,33 +41,47 @@ class PrunedQwen(PrunedModelMixin, lmms):
             `strategy.VTRConfig`, these also with `vtr_` in front. The default device is CUDA if there is one, otherwise
             the CPU, where the model runs in float32.
 
+    Attributes:
+        model_classes: The classes that transformers has for the family's models, by the `model_type` of a checkpoint.
+        transposed: As for `check_checkpoint`.
+        readers: The reader of each argument that the wrapper takes as it comes.
+
     Raises:
         SystemExit: An argument or the checkpoint is wrong; the message is one sentence.
     """
 
+    model_classes: ClassVar[Mapping[str, Any]]
+    transposed: tuple[str, ...] = ()
+    readers: ClassVar[Mapping[str, Read]]
+
     def __init__(self, **arguments: Any) -> None:
+        pretrained = arguments.get("pretrained", "the default checkpoint")
         try:
             config = strategy.VTRConfig.take(arguments)
-            stock = [
-                name for name, p in inspect.signature(super().__init__).parameters.items() if p.kind != p.VAR_KEYWORD
-            ]
-            check_names(arguments, (*stock, "tensor_parallel", "zero_stage", "resume_folder", *field_names()))
+            parameters = inspect.signature(super().__init__).parameters.values()
+            defaults = {p.name: p.default for p in parameters if p.kind != p.VAR_KEYWORD}
+            check_names(arguments, (*defaults, "tensor_parallel", "zero_stage", "resume_folder", *field_names()))
+            arguments = read_arguments(arguments, defaults, self.readers)
             tp_size = tensor_parallel.parse_tp_size(arguments.pop("tensor_parallel", 1))
             sharded = zero.parse_zero_stage(arguments.pop("zero_stage", 0), tp_size)
             processes.rank_timeout()
-            journal = self.open_journal(config, arguments, tp_size, [arguments.get("pretrained", "")])
+            pretrained = arguments.get("pretrained", defaults["pretrained"])
+            folder = find_folder(pretrained)
+            journal = self.open_journal(config, arguments, tp_size, [folder])
             arguments.pop("resume_folder", None)
             place = processes.take_device()
             if tp_size > 1 or sharded:
                 # The whole model may be too large for a GPU.
                 arguments |= {"device": place, "device_map": "cpu"}
-            device = processes.find_device(arguments.get("device") or place)
-            arguments["device"] = "cpu" if device.type == "cpu" else str(device)
-            arguments.setdefault("device_map", arguments["device"])
-            if "pretrained" in arguments:
-                check_checkpoint(arguments["pretrained"])
+            else:
+                devices = choose_devices(arguments.get("device"), arguments.get("device_map"), place)
+                arguments["device"], arguments["device_map"] = devices
+            model_class = check_checkpoint(folder, self.model_classes, self.transposed)
+            arguments["pretrained"] = str(self.folder_for_wrapper(folder, model_class))
             with single_process():
                 super().__init__(**arguments)
+            if type(self.model) is not model_class:
+                raise ValueError(f"{pretrained}: lmms-eval loads it as {type(self.model).__name__}, and it is another")
             # Answers follow the prompt, so padding comes before it; the wrappers leave the side to the checkpoint.
             self.tokenizer.padding_side = self.processor.tokenizer.padding_side = "left"
             if self.device.type == "cpu":
@@ -77,12 +91,16 @@ class PrunedQwen(PrunedModelMixin, lmms):
             self.distribute_and_attach(self.model, decoder, config, tp_size, sharded, journal)
         except (ValueError, OSError, ImportError) as error:
             # lmms-eval would print a traceback of its own around the sentence.
-            raise SystemExit(f"{self.model_id}: {error}") from None
+            raise SystemExit(f"{self.model_id}: {_reason(error, arguments, pretrained)}") from None
         except torch.cuda.OutOfMemoryError:
             raise
         except (SafetensorError, UnpicklingError, RuntimeError, *CONFIG_ERRORS) as error:
-            reason, checkpoint = " ".join(str(error).split()), arguments.get("pretrained", "the default checkpoint")
-            raise SystemExit(f"{self.model_id}: {checkpoint}: broken weights or configuration ({reason})") from None
+            reason = _reason(error, arguments, pretrained)
+            raise SystemExit(f"{self.model_id}: {pretrained}: broken weights or configuration ({reason})") from None
+
+    def folder_for_wrapper(self, folder: Path, model_class: Any) -> Path:
+        """Return the path by which the wrapper loads a checkpoint as a model of the given class."""
+        return folder
 
     def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the part of each picture that the grid of its tokens covers, which is all of it."""
@@ -175,31 +193,7 @@ def single_process() -> Iterator[None]:
         state.num_processes = count
 
 
-def check_checkpoint(pretrained: str) -> None:
-    """Refuse a checkpoint that brings its own code, or a folder without weights for all its layers.
-
-    transformers would initialise layers at random that have no weights, and would begin to build any number of layers;
-    lmms-eval's Qwen3-VL wrapper would run the code.
-
-    Raises:
-        ValueError: The checkpoint is one of these.
-    """
-    config = PretrainedConfig.get_config_dict(pretrained)[0]
-    if "auto_map" in config:
-        raise ValueError(f"{pretrained} brings its own code (auto_map in config.json), which is not run")
-    names = [name for file in Path(pretrained).glob("*.safetensors") for name in _weight_names(file)]
-    if not names:
-        return
-    depths = {
-        "layers": config.get("text_config", config).get("num_hidden_layers"),
-        "blocks": config.get("vision_config", {}).get("depth"),
-    }
-    for kind, depth in depths.items():
-        found = {int(match[1]) for name in names if (match := re.search(rf"\b{kind}\.(\d+)\.", name))}
-        if depth is not None and (len(found), max(found, default=-1) + 1) != (depth, depth):
-            raise ValueError(f"{pretrained}: config.json says {depth} {kind}, but there are weights for {len(found)}")
-
-
-def _weight_names(file: Path) -> list[str]:
-    with safe_open(file, "pt") as tensors:
-        return list(tensors.keys())
+def _reason(error: Exception, arguments: Mapping[str, Any], pretrained: Any) -> str:
+    """Return an error's message on one line, with the checkpoint under the name that was given for it."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words.replace(str(arguments.get("pretrained", pretrained)), str(pretrained))

@@ -1,15 +1,12 @@
 """Loading a checkpoint in LLaVA-1.5's original format."""
 
-import json
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available
@@ -18,9 +15,17 @@ from llava.conversation import Conversation, conv_vicuna_v1
 from llava.model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.vision_tower import CLIPVisionTower
 from strategy.distributed.processes import find_device
+from strategy.evaluation.checkpoint_files import (
+    Shapes,
+    find_folder,
+    misfit,
+    read_json,
+    read_settings,
+    weight_files,
+    weight_shapes,
+)
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
-FILES = ["*.json", "*.model", "*.safetensors", "*.bin"]
 NEEDED = ("mm_vision_tower", "mm_hidden_size", "mm_vision_select_layer")
 MAX_POSITIONS = 1 << 20  # the decoder keeps a rotation for each of them
 # Buffers that older checkpoints hold although every model computes them itself.
@@ -132,9 +137,7 @@ def load_weights(
         raise ValueError(f"{folder}: the weights cannot be loaded: {error}") from error
 
 
-def check_shapes(
-    folder: Path, build: Callable[[], nn.Module], config: PretrainedConfig, found: dict[str, tuple[int, ...]]
-) -> None:
+def check_shapes(folder: Path, build: Callable[[], nn.Module], config: PretrainedConfig, found: Shapes) -> None:
     """Compare the weights of a checkpoint with those of its model.
 
     No memory is allocated for the model, since a configuration may say anything. transformers 4.37 does not report
@@ -162,12 +165,9 @@ def check_shapes(
             wanted = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{folder}: there is no model of such a configuration: {error}") from error
-    missing, left_over = sorted(set(wanted) - set(found)) or "none", sorted(set(found) - set(wanted)) or "none"
-    if set(wanted) != set(found):
-        raise ValueError(f"{folder}: the weights do not fit config.json: missing {missing}, left over {left_over}")
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise ValueError(f"{folder}: the weights do not fit config.json: {name} is {found[name]}, not {shape}")
+    fault = misfit(found, wanted)
+    if fault:
+        raise ValueError(f"{folder}: the weights do not fit config.json: {fault}")
 
 
 def load_tokenizer(folder: Path) -> LlamaTokenizer:
@@ -178,34 +178,16 @@ def load_tokenizer(folder: Path) -> LlamaTokenizer:
         raise ValueError(f"{folder / 'tokenizer.model'}: damaged, or not a sentencepiece model") from error
 
 
-def find_folder(path: str, cache_dir: str | None = None) -> Path:
-    """Return a folder as it is, or download a repository of the hub; raise ValueError if the path is neither."""
-    if Path(path).is_dir():
-        return Path(path)
-    try:
-        return Path(snapshot_download(path, allow_patterns=FILES, cache_dir=cache_dir))
-    except Exception as error:
-        raise ValueError(f"{path!r} is not a folder, and the hub did not give it ({type(error).__name__})") from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raise ValueError that names the file if it is missing or damaged."""
-    try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{file}: missing, or not JSON ({error})") from error
-
-
 def read_config(folder: Path, needed: tuple[str, ...] = NEEDED) -> LlavaConfig:
     """Return the configuration of a LLaVA-1.5 checkpoint; raise ValueError if it is another, or lacks a field."""
     file = folder / "config.json"
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder}: LoRA checkpoints are not supported, merge them first")
     values = read_json(file)
-    if "text_config" in values:
-        raise ValueError(f"{file}: this is the format of transformers' own LLaVA; want the original, liuhaotian/...")
     if values.get("model_type") not in ("llava", "llava_llama"):
         raise ValueError(f"{file}: model_type={values.get('model_type')!r}: want 'llava'")
+    if "text_config" in values:
+        raise ValueError(f"{file}: this is the format of transformers' own LLaVA; want the original, liuhaotian/...")
     if values.get("image_aspect_ratio") == "anyres" or values.get("mm_patch_merge_type", "flat") != "flat":
         raise ValueError(f"{file}: LLaVA-1.6 (anyres images) is not supported, only LLaVA-1.5")
     if values.get("mm_use_im_start_end"):
@@ -218,7 +200,7 @@ def read_config(folder: Path, needed: tuple[str, ...] = NEEDED) -> LlavaConfig:
     return LlavaConfig.from_dict(values)
 
 
-def check_files(folder: Path, *others: str) -> dict[str, tuple[int, ...]]:
+def check_files(folder: Path, *others: str) -> Shapes:
     """Return the shapes of all weights in a folder, by name.
 
     Args:
@@ -226,37 +208,18 @@ def check_files(folder: Path, *others: str) -> dict[str, tuple[int, ...]]:
         others: Files that have to be there besides the weights.
 
     Raises:
-        ValueError: A file, which the message names, is missing, cut off, or holds more than tensors.
+        ValueError: A file, which the message names, is missing or damaged; see `read_settings` and `weight_shapes`.
     """
     for name in others:
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name}: missing; the checkpoint is incomplete")
-    for file in folder.glob("*.json"):
-        read_json(file)
-    indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
-    if indices:
-        files = sorted({folder / name for name in read_json(indices[0]).get("weight_map", {}).values()})
-    else:
-        files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")][:1]
-    if not files:
-        raise ValueError(f"{folder}: no weights (*.safetensors or *.bin) in this folder")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"{file}: missing; the checkpoint is incomplete")
-        try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, "pt") as tensors:
-                    names = tensors.keys()
-                    shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
-            else:
-                tensors = torch.load(file, map_location="meta", weights_only=True)
-                if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-                    raise RuntimeError("want names with tensors")
-                shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        except (SafetensorError, RuntimeError, EOFError, UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{file}: damaged, cut off, or more than tensors ({reason})") from error
+    read_settings(folder)
+    shapes = weight_shapes(folder)
+    for file in weight_files(folder):
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as tensors:
+                if tensors.metadata() is None:
+                    raise ValueError(f"{file}: transformers 4.37 wants the metadata {{'format': 'pt'}} in it")
     return shapes
 
 
@@ -278,7 +241,7 @@ def tower_config(folder: Path) -> CLIPVisionConfig:
     return CLIPVisionConfig.from_dict(values.get("vision_config", values))
 
 
-def check_tower(folder: Path, found: dict[str, tuple[int, ...]]) -> CLIPVisionConfig:
+def check_tower(folder: Path, found: Shapes) -> CLIPVisionConfig:
     """Return the configuration of a CLIP's vision part; raise ValueError if the weights found do not fit it."""
     config = tower_config(folder)
     own = {name: shape for name, shape in found.items() if name.startswith("vision_model.")}

@@ -9,7 +9,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer
 from llava.model.builder import (
     check_files,
     check_tower,
-    find_folder,
     load_tokenizer,
     load_weights,
     num_template_tokens,
@@ -19,6 +18,7 @@ from llava.model.builder import (
 )
 from llava.model.llava_llama import LlavaConfig
 from strategy.distributed.processes import find_device
+from strategy.evaluation.checkpoint_files import Shapes, find_folder
 from videollava.conversation import conv_llava_v1
 from videollava.model.tower import FrameTower, config_from_shapes
 from videollava.model.video_llava import KINDS, VideoLlavaForCausalLM
@@ -97,9 +97,7 @@ def _is_inside(kind: str, shapes: Iterable[str]) -> bool:
     return any(name.startswith(_prefix(kind)) for name in shapes)
 
 
-def inside_config(
-    folder: Path, config: LlavaConfig, kind: str, shapes: dict[str, tuple[int, ...]]
-) -> CLIPVisionConfig | None:
+def inside_config(folder: Path, config: LlavaConfig, kind: str, shapes: Shapes) -> CLIPVisionConfig | None:
     """Return the configuration of a tower whose weights are in the checkpoint; None if they are elsewhere."""
     if not _is_inside(kind, shapes):
         return None
@@ -122,7 +120,7 @@ def load_tower(folder: Path, config: LlavaConfig, kind: str, cache_dir: str | No
     return tower.requires_grad_(False)
 
 
-def refuse_temporal(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def refuse_temporal(folder: Path, shapes: Shapes) -> None:
     """Raise ValueError for a tower whose frames attend to each other."""
     if any("temporal" in name for name in shapes):
         raise ValueError(
