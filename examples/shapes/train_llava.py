@@ -44,20 +44,22 @@ DECODER = {
 }
 
 
-def prompt(question: str, answer: str | None, frames: int = 1) -> str:
-    """A question about one picture, or about some frames, as a Vicuna conversation."""
-    conversation = conv_templates["vicuna_v1"].copy()
+def prompt(question: str, answer: str | None, frames: int = 1, template: str = "vicuna_v1") -> str:
+    """A question about one picture, or about some frames, as a conversation of a template."""
+    conversation = conv_templates[template].copy()
     conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN * frames}\n{question}")
     conversation.append_message(conversation.roles[1], answer)
     return conversation.get_prompt()
 
 
-def load_tokenizer(folder: Path, asked: Callable[[], Iterable[world.Question]]) -> LlamaTokenizer:
+def load_tokenizer(
+    folder: Path, asked: Callable[[], Iterable[world.Question]], template: str = "vicuna_v1"
+) -> LlamaTokenizer:
     """The run's tokeniser, trained on such questions when it first starts."""
     file = folder / "tokenizer.model"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(train_tokenizer(asked()))
+        file.write_bytes(train_tokenizer(asked(), template))
     return LlamaTokenizer(str(file), legacy=True, model_max_length=2048, pad_token="<unk>")
 
 
@@ -69,10 +71,11 @@ def asked() -> Iterator[world.Question]:
             yield from world.questions(scenes, index)
 
 
-def train_tokenizer(asked: Iterable[world.Question]) -> bytes:
+def train_tokenizer(asked: Iterable[world.Question], template: str) -> bytes:
     """A sentencepiece model of the few words this world needs, with bytes for everything else."""
     questions = {(question.text, question.answer) for question in asked}
-    corpus = [prompt(text, answer).replace("</s>", "").replace(DEFAULT_IMAGE_TOKEN, "") for text, answer in questions]
+    texts = [prompt(text, answer, template=template) for text, answer in questions]
+    corpus = [text.replace("</s>", "").replace(DEFAULT_IMAGE_TOKEN, "") for text in texts]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sorted(corpus)),
@@ -95,6 +98,7 @@ class LlavaStudent(training.Student):
     cell = TOWER.patch_size
     visual_width = TOWER.hidden_size
     frames = 1
+    template = "vicuna_v1"
     tower_config = TOWER
     decoder_config = DECODER
 
@@ -117,10 +121,14 @@ class LlavaStudent(training.Student):
             )
         width = self.decoder.config.hidden_size
         self.projector = nn.Sequential(nn.Linear(self.visual_width, width), nn.GELU(), nn.Linear(width, width))
-        ids = tokenizer_image_token(prompt("?", None, self.frames), tokenizer)
+        ids = tokenizer_image_token(self.prompt("?", None), tokenizer)
         self.register_buffer("before", torch.tensor(ids[: ids.index(IMAGE_TOKEN_INDEX)]), persistent=False)
         for name in ("image_mean", "image_std"):
             self.register_buffer(name, torch.tensor(getattr(self.processor, name)).view(3, 1, 1), persistent=False)
+
+    def prompt(self, question: str, answer: str | None) -> str:
+        """A question about what one lesson's picture or clip shows."""
+        return prompt(question, answer, self.frames, self.template)
 
     def encode(self, pictures: Tensor) -> Tensor:
         pixels = (pictures - self.image_mean) / self.image_std
@@ -143,8 +151,8 @@ class LlavaStudent(training.Student):
 
     @functools.cache  # noqa: B019  one student lives as long as the script
     def tokens(self, question: str, answer: str) -> tuple[list[int], list[int]]:
-        asked = tokenizer_image_token(prompt(question, None, self.frames), self.tokenizer)
-        whole = tokenizer_image_token(prompt(question, answer, self.frames), self.tokenizer)
+        asked = tokenizer_image_token(self.prompt(question, None), self.tokenizer)
+        whole = tokenizer_image_token(self.prompt(question, answer), self.tokenizer)
         assert whole[: len(asked)] == asked, "the answer must not change how its question is tokenised"
         return asked[asked.index(IMAGE_TOKEN_INDEX) + self.frames :], whole[len(asked) :]
 

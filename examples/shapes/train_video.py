@@ -19,6 +19,7 @@ TOWER = CLIPVisionConfig(
 )
 
 LATE = 5  # frames after which every object was long enough there to be seen moving
+TEMPLATE = "llava_v1"  # that of the published Video-LLaVA
 HEADING_WEIGHT = 3.0  # as much again as the dense losses are weighed with
 
 
@@ -41,6 +42,7 @@ class VideoStudent(train_llava.LlavaStudent):
     sizes = ((clips.SIDE, clips.SIDE),)
     visual_width = TOWER.hidden_size
     frames = clips.FRAMES
+    template = TEMPLATE
     tower_config = TOWER
     decoder_config = train_llava.DECODER | {
         "hidden_size": 128,
@@ -97,7 +99,8 @@ def main() -> None:
     """Train and export."""
     options = training.options(__doc__, batch=32, answer_steps=2513)
     torch.manual_seed(0)
-    training.Run(VideoStudent(train_llava.load_tokenizer(Path(options.work), asked)), options).train()
+    tokenizer = train_llava.load_tokenizer(Path(options.work), asked, TEMPLATE)
+    training.Run(VideoStudent(tokenizer), options).train()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ def family() -> Family:
 @pytest.fixture(scope="session")
 def student(tmp_path_factory) -> train_video.VideoStudent:
     torch.manual_seed(0)
-    tokenizer = train_llava.load_tokenizer(tmp_path_factory.mktemp("tokenizer"), train_video.asked)
+    tokenizer = train_llava.load_tokenizer(
+        tmp_path_factory.mktemp("tokenizer"), train_video.asked, train_video.TEMPLATE
+    )
     student = train_video.VideoStudent(tokenizer).eval()
     with torch.no_grad():
         for parameter in student.parameters():

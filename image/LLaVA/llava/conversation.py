@@ -1,7 +1,7 @@
 """Prompt templates: they turn a conversation into the text that the model was trained on."""
 
 import copy as _copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass
@@ -49,5 +49,18 @@ conv_vicuna_v1 = Conversation(
     version="v1",
 )
 
+# What Video-LLaVA was trained with.
+conv_llava_v1 = replace(
+    conv_vicuna_v1,
+    system="A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions.",
+    messages=[],
+)
+
 default_conversation = conv_vicuna_v1
-conv_templates = {"default": conv_vicuna_v1, "v1": conv_vicuna_v1, "vicuna_v1": conv_vicuna_v1}
+conv_templates = {
+    "default": conv_vicuna_v1,
+    "v1": conv_vicuna_v1,
+    "vicuna_v1": conv_vicuna_v1,
+    "llava_v1": conv_llava_v1,
+}

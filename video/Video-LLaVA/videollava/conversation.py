@@ -1,9 +1,7 @@
-"""Prompt templates: Video-LLaVA has Vicuna's, under another name."""
+"""Prompt templates: those of LLaVA, of which Video-LLaVA's prompts take `llava_v1`."""
 
-from llava.conversation import Conversation, conv_vicuna_v1
-from llava.conversation import conv_templates as _llava_templates
+from llava.conversation import Conversation, conv_llava_v1, conv_templates, conv_vicuna_v1
 
-default_conversation = conv_vicuna_v1
-conv_templates = _llava_templates | {"llava_v1": conv_vicuna_v1}
+default_conversation = conv_llava_v1
 
-__all__ = ["Conversation", "conv_templates", "default_conversation"]
+__all__ = ["Conversation", "conv_llava_v1", "conv_templates", "conv_vicuna_v1", "default_conversation"]

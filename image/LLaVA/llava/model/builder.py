@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaTokenizer, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available
 
-from llava.conversation import conv_vicuna_v1
+from llava.conversation import Conversation, conv_vicuna_v1
 from llava.model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.vision_tower import CLIPVisionTower
 from strategy.distributed.processes import find_device
@@ -74,11 +74,11 @@ def load_pretrained_model(
     return tokenizer, model.eval(), model.get_vision_tower().image_processor, context
 
 
-def num_template_tokens(tokenizer: Any) -> int:
-    """Return how many tokens of the Vicuna template follow the question in every prompt."""
+def num_template_tokens(tokenizer: Any, template: Conversation = conv_vicuna_v1) -> int:
+    """Return how many tokens of a template follow the question in every prompt."""
     prompts = []
     for question in ("Why?", "Count them"):
-        conversation = conv_vicuna_v1.copy()
+        conversation = template.copy()
         conversation.append_message(conversation.roles[0], question)
         conversation.append_message(conversation.roles[1], None)
         prompts.append(reversed(tokenizer(conversation.get_prompt()).input_ids))

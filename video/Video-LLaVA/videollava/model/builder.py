@@ -19,6 +19,7 @@ from llava.model.builder import (
 )
 from llava.model.llava_llama import LlavaConfig
 from strategy.distributed.processes import find_device
+from videollava.conversation import conv_llava_v1
 from videollava.model.tower import FrameTower, config_from_shapes
 from videollava.model.video_llava import KINDS, VideoLlavaForCausalLM
 
@@ -69,7 +70,7 @@ def load_pretrained_model(
             setattr(model.model, f"{kind}_tower", load_tower(folder, config, kind, cache_dir).to(dtype))
     context = int(getattr(config, "tokenizer_model_max_length", None) or config.max_position_embeddings)
     tokenizer = load_tokenizer(folder)
-    model.num_template_tokens = num_template_tokens(tokenizer)
+    model.num_template_tokens = num_template_tokens(tokenizer, conv_llava_v1)
     return tokenizer, model.to(place).eval(), context
 
 
