@@ -1,6 +1,7 @@
 """PriorTR (arXiv 2606.24156): what the question adds to the attention that is paid before it is read."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,15 +33,21 @@ def rows_sum(attention: Tensor, rows: Tensor) -> Tensor:
     return (attention * rows[:, None, :, None]).sum(2)
 
 
+def read_query(name: str, value: Any) -> str:
+    """Read whose attention is compared; `auto` is a word of PriorTR's command lines for the default."""
+    word = one_of(lambda: ("question", "last", "auto"))(name, value)
+    return "question" if word == "auto" else word
+
+
 @dataclass(frozen=True, init=False)
 class PriorTROptions(Options):
     """The options of PriorTR."""
 
     query_aggregation: str = option(
         "question",
-        one_of(lambda: ("question", "last")),
-        "Whose attention is compared: the mean over all tokens behind the visual ones (`question`), or the last "
-        "token's (`last`).",
+        read_query,
+        "Whose attention is compared: the mean over all tokens behind the visual ones (`question`, also called "
+        "`auto`), or the last token's (`last`).",
     )
     head_aggregation: str = option(
         "mean", one_of(lambda: ("mean", "max")), "How the heads of that attention become one: `mean` or `max`."
