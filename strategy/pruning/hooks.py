@@ -14,7 +14,7 @@ from torch import nn
 from strategy.backbone import Backbone, Layout
 from strategy.kernels import kv_cache
 from strategy.kernels.layer_spec import LayerSpec
-from strategy.pruning import pruned_cache
+from strategy.pruning import pruned_cache, refusals
 from strategy.pruning.context import ForwardContext
 from strategy.pruning.layer_hooks import LayerHooks
 from strategy.pruning.patch import ModelPatch
@@ -112,6 +112,8 @@ class PruningHooks:
         pruned_cache.forget(cache)
         layout, self.context.layout = self.context.layout, None
         visual = layout is not None and any(layout)
+        if visual and self.plan:
+            refusals.refuse_cache(cache)
         meter.begin_decoder("prefill" if visual else None, tokens.device)
         if layout is None:
             return args, kwargs
