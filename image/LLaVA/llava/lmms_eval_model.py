@@ -71,7 +71,7 @@ def resolve_arguments(given: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"use_flash_attention_2=True and attn_implementation={other}: give one of the two")
         options["attn_implementation"] = "flash_attention_2"
     place, device = options["device_map"], options["device"]
-    if place is not None and place not in PLACEMENTS:
+    if isinstance(place, str) and place not in PLACEMENTS:
         try:
             processes.find_device(place)
         except ValueError as error:
