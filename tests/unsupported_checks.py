@@ -160,3 +160,18 @@ def test_a_prompt_in_one_call_and_its_answer_are_not_warned_of(asked):
         asked.answer()
         assert run.unpruned_samples == 0
         assert "filled cache" not in run.summary()
+
+
+def test_a_copy_of_an_attached_model_answers_and_refuses_by_itself(asked):
+    with strategy.prune(asked.model, VTRConfig(strategy="fastv", retain_ratio=0.5, engine="eager")):
+        answer, other = asked.answer(), copy.deepcopy(asked.model)
+    with torch.no_grad():
+        for parameter in asked.model.get_output_embeddings().parameters():
+            parameter.neg_()
+        try:
+            assert torch.equal(Asked(other, asked.call, asked.system, asked.caches).answer(), answer)
+        finally:
+            parameter.neg_()
+    with pytest.raises(ValueError, match=f"^prompt_lookup_num_tokens=2 {SENTENCE}"):
+        other.generate(**asked.call, prompt_lookup_num_tokens=2)
+    assert "generate" not in vars(asked.model)
