@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import strategy
 from comparison.inspection import Inspection
 from comparison.runs import Run
-from strategy.config import VTRConfig, describe_options, strategy_options
+from strategy.config import ALIASES, VTRConfig, describe_options, strategy_options
 
 VIDEO = "videollava"
 UNPRUNED_OPTIONS = ("engine",)  # options that matter without pruning, too
@@ -93,6 +93,7 @@ def take_options(arguments: argparse.Namespace, set_otherwise: Collection[str], 
     for part in re.split(r",(?=\s*\w+\s*=)", text):
         name, _, value = part.partition("=")
         name = name.strip().removeprefix("vtr_")
+        name = ALIASES.get(name, name)
         if name in set_otherwise:
             raise ValueError(f"--model_args {text}: leave out {name}, {how}")
         if name in options:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from strategy.kernels.llama_layer import fusion_blocker
 from strategy.metrics.meter import CostMeter
 from strategy.metrics.record import RunRecord
 from strategy.plan import Plan
+from strategy.pruning import refusals
 from strategy.pruning.hooks import PruningHooks
 from strategy.pruning.patch import ModelPatch
 from strategy.pruning.question_free import QuestionFreePass
@@ -81,6 +83,10 @@ class Attachment:
             self.patch.handles += self.meter.hooks(backbone.vision(whole), whole.get_output_embeddings())
         if self.generator is not None:
             self.generator.install(self.patch)
+        if whole is not None and self.record.plan:
+            self.patch.handles.append(whole.register_forward_pre_hook(refusals.refuse_loss, with_kwargs=True))
+            if hasattr(whole, "generate"):
+                self.patch.replace(whole, "generate", partial(refusals.generate, whole, whole.generate))
 
     def remove(self) -> None:
         """Take everything off the model."""

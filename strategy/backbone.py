@@ -125,6 +125,13 @@ class Backbone(ABC):
     def layout(self, model: nn.Module, kwargs: Mapping[str, Any]) -> Layout | None:
         """Return the layout that the keyword arguments of the entry's forward call show; None for a text."""
 
+    def visual_samples(self, model: nn.Module, kwargs: Mapping[str, Any]) -> int:
+        """Return how many samples of the entry's forward call, which follows a filled cache, show visual tokens in it.
+
+        The default, 0, is for a family that cannot tell.
+        """
+        return 0
+
     @abstractmethod
     def rotary(self, layer: nn.Module, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [B or 1, L, head width] that rotate the tokens of a layer's forward call."""

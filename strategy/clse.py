@@ -30,7 +30,7 @@ PUBLISHED = {
 # What each stage keeps, in budgets, between and beyond these rows.
 STAGE_SHARES = (1.72, 1.09, 0.32)
 PUBLISHED_LAYERS = {32: (1, 11, 21), 28: (1, 10, 19), 36: (1, 13, 24)}
-VIDEO_LAYER, VIDEO_REFERENCE, VIDEO_BUDGET = 3, 2, 194
+VIDEO_LAYER, VIDEO_BUDGET = 3, 194
 
 
 def spectral_energy(x: Tensor, grid: Grid, cutoff_ratio: float = 0.1, volume: bool = False) -> Tensor:
@@ -181,7 +181,10 @@ class CLSE(Strategy):
     def plan(self, facts: Facts) -> Plan:
         config = self.config
         layers = config.prune_layer or ((VIDEO_LAYER,) if facts.video else default_prune_layers(facts.depth))
-        reference = (VIDEO_REFERENCE if facts.video else 0) if config.ref_layers is None else config.ref_layers[0]
+        # On videos the two layers that are compared follow each other.
+        reference = layers[0] - 1 if facts.video else 0
+        if config.ref_layers is not None:
+            reference = config.ref_layers[0]
         return Plan.resolve(layers, reference, self._budgets(facts), facts)
 
     def _budgets(self, facts: Facts) -> StageBudgets:

@@ -8,21 +8,25 @@ from typing import Any
 from strategy import registry
 from strategy.options import Options, check_names, flag, numbers, one_of, option, without_prefix
 
+ALIASES = {"keep_ratio": "retain_ratio"}
+"""What command lines of PriorTR call options."""
+
 
 @dataclass(frozen=True, init=False)
 class VTRConfig(Options):
     """What to prune, where, and how much.
 
     The constructor takes the fields below and the options that the strategy declares, see `options`, as keyword
-    arguments. Values may be given as people type them: 192, "192", 0.334, [1, 11, 21], "[1,11,21]", "1;10;19",
-    "False". Lists are kept as tuples, a single number as a tuple of one.
+    arguments, each also under its name in `ALIASES`. Options of other strategies may be given at their defaults. Values
+    may be given as people type them: 192, "192", 0.334, [1, 11, 21], "[1,11,21]", "1;10;19", "False". Lists are kept as
+    tuples, a single number as a tuple of one.
 
     Attributes:
         options: The values of the strategy's own options; each can be read as an attribute of the configuration, too.
 
     Raises:
-        ValueError: A value is not allowed, or an option is unknown or not used by the strategy; the message names the
-            field, the value and what is allowed.
+        ValueError: A value is not allowed, or an option is unknown, given twice or not used by the strategy; the
+            message names the field, the value and what is allowed.
     """
 
     enabled: bool = option(True, flag, "`False` leaves the model unpruned.")
@@ -66,10 +70,15 @@ class VTRConfig(Options):
     options: Options = field(default_factory=Options)
 
     def __init__(self, **given: Any) -> None:
+        for alias, name in ALIASES.items():
+            if alias in given:
+                if name in given:
+                    raise ValueError(f"{alias} and {name} are the same argument: give one of the two")
+                given[name] = self.reader(name)(alias, given.pop(alias))
         general = {name: given.pop(name) for name in self.names() if name in given}
         strategy = general.get("strategy", "clse")
         if strategy in registry.available():
-            _check_options(strategy, given)
+            given = _own_options(strategy, given)
         super().__init__(**general)
         object.__setattr__(self, "options", _options_type(self.strategy)(**given))
         self._check_together()
@@ -108,7 +117,7 @@ class VTRConfig(Options):
         Raises:
             ValueError: An option is given under both names, and as for the constructor.
         """
-        return cls(**without_prefix(arguments, field_names()))
+        return cls(**without_prefix(arguments, (*field_names(), *ALIASES)))
 
 
 def _options_type(strategy: str) -> type[Options]:
@@ -138,13 +147,18 @@ def field_names() -> tuple[str, ...]:
     return (*VTRConfig.names(), *strategy_options())
 
 
-def _check_options(strategy: str, given: dict[str, Any]) -> None:
-    """Raise ValueError for an option that is unknown, or that the strategy does not use."""
+def _own_options(strategy: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the given options that the strategy uses.
+
+    Raises:
+        ValueError: One is unknown, or not used by the strategy and not at its default.
+    """
     check_names(given, field_names())
     own, users = _options_type(strategy).names(), strategy_options()
     for name, value in given.items():
-        if name not in own:
+        if name not in own and not _options_type(users[name][0]).is_default(name, value):
             raise ValueError(
                 f"{name}={value!r}: strategy={strategy} does not use it: leave it out, or choose "
                 f"{' or '.join(users[name])}"
             )
+    return {name: value for name, value in given.items() if name in own}

@@ -41,6 +41,21 @@ class Options:
         return {name: getattr(self, name) for name in self.names()}
 
     @classmethod
+    def reader(cls, name: str) -> Read:
+        """Return the check of an option."""
+        [read] = [each.metadata["read"] for each in fields(cls) if each.name == name]
+        return read
+
+    @classmethod
+    def is_default(cls, name: str, value: Any) -> bool:
+        """Return whether a value that may be given for an option means the option's default."""
+        read, (default, _) = cls.reader(name), cls.describe()[name]
+        try:
+            return bool(read(name, value) == read(name, default))
+        except ValueError:
+            return False
+
+    @classmethod
     def describe(cls) -> dict[str, tuple[Any, str]]:
         """Return each option's default and the sentence about it."""
         return {each.name: (each.default, each.metadata["help"]) for each in fields(cls) if "read" in each.metadata}

@@ -1,6 +1,7 @@
 """PriorTR (arXiv 2606.24156): what the question adds to the attention that is paid before it is read."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,15 +28,26 @@ def divergence(posterior: Tensor, prior: Tensor) -> Tensor:
     return p * torch.log((p + EPS) / (q + EPS))
 
 
+def rows_sum(attention: Tensor, rows: Tensor) -> Tensor:
+    """Sum the attention [G, heads, R, N] that some tokens, the `rows` [G, R], pay; [G, heads, N]."""
+    return (attention * rows[:, None, :, None]).sum(2)
+
+
+def read_query(name: str, value: Any) -> str:
+    """Read whose attention is compared; `auto` is a word of PriorTR's command lines for the default."""
+    word = one_of(lambda: ("question", "last", "auto"))(name, value)
+    return "question" if word == "auto" else word
+
+
 @dataclass(frozen=True, init=False)
 class PriorTROptions(Options):
     """The options of PriorTR."""
 
     query_aggregation: str = option(
         "question",
-        one_of(lambda: ("question", "last")),
-        "Whose attention is compared: the mean over all tokens behind the visual ones (`question`), or the last "
-        "token's (`last`).",
+        read_query,
+        "Whose attention is compared: the mean over all tokens behind the visual ones (`question`, also called "
+        "`auto`), or the last token's (`last`).",
     )
     head_aggregation: str = option(
         "mean", one_of(lambda: ("mean", "max")), "How the heads of that attention become one: `mean` or `max`."
@@ -48,7 +60,8 @@ class PriorTR(Strategy):
 
     Attention is causal, so that first token knows nothing of the question: one prefill gives both. P is the
     mean over all tokens behind the visual ones (`query_aggregation=question`) or that of the last one alone
-    (`last`); heads count by their mean or their maximum (`head_aggregation`). One stage at layer 3, 192 tokens.
+    (`last`), in each head; then heads count by their mean or their maximum (`head_aggregation`). One stage at
+    layer 3, 192 tokens.
     """
 
     options_type = PriorTROptions
@@ -57,20 +70,19 @@ class PriorTR(Strategy):
         return Plan.resolve(self.config.prune_layer or (3,), None, self.budget(tokens=192), facts)
 
     def score(self, view: View) -> Tensor:
-        attention = self.heads(view.attention(view.question))
+        attention = view.attention(view.question)
         if self.options.query_aggregation == "last":
-            posterior = self.heads(view.attention(view.last))[:, 0]
+            posterior = view.attention(view.last)[:, :, 0]
         else:
-            posterior = (attention * view.asked[..., None]).sum(1) / view.asked.sum(1, keepdim=True)
-        return divergence(posterior, self.prior(view, attention))
+            posterior = rows_sum(attention, view.asked) / view.asked.sum(1)[:, None, None]
+        return divergence(self.heads(posterior), self.heads(self.prior(view, attention)))
 
     def prior(self, view: View, attention: Tensor) -> Tensor:
-        """Return Q [G, N], not normalised, of the attention [G, R, N] of the tokens behind the visual ones."""
-        first = view.asked & (view.asked.cumsum(1) == 1)
-        return (attention * first[..., None]).sum(1)
+        """Return Q [G, heads, N] of the attention [G, heads, R, N] of the tokens behind the visual ones."""
+        return rows_sum(attention, view.asked & (view.asked.cumsum(1) == 1))
 
     def heads(self, attention: Tensor) -> Tensor:
-        """Aggregate the heads of attention [G, heads, R, N] to [G, R, N]."""
+        """Aggregate the heads of attention [G, heads, N] to [G, N]."""
         return attention.amax(1) if self.options.head_aggregation == "max" else attention.mean(1)
 
 
@@ -86,4 +98,4 @@ class PriorTR2F(PriorTR):
 
     def prior(self, view: View, attention: Tensor) -> Tensor:
         assert view.prior is not None
-        return self.heads(view.prior[:, :, None])[:, 0]
+        return view.prior

@@ -21,6 +21,23 @@ def length(cache: Any) -> int:
     return int(cache.get_seq_length() if hasattr(cache, "get_seq_length") else cache[0][0].shape[2])
 
 
+def can_trim(cache: Any) -> bool:
+    """Return whether a cache holds of each layer what was written there and nothing else, so that it can be trimmed.
+
+    Caches of a fixed size, quantized or offloaded ones and those that drop tokens by themselves do not; None and older
+    tuples of tensors become caches that do.
+    """
+    if not hasattr(cache, "get_seq_length"):
+        return True
+    if not hasattr(cache, "layers"):
+        return hasattr(cache, "key_cache") and not hasattr(cache, "window_length")
+    layers = [*cache.layers, getattr(cache, "layer_class_to_replicate", None)]
+    kept_otherwise = any(
+        getattr(layer, "is_compileable", False) or hasattr(layer, "residual_length") for layer in layers
+    )
+    return not kept_otherwise and not getattr(cache, "offloading", False)
+
+
 def read(cache: Any, layer: int) -> tuple[Tensor, Tensor]:
     """Return keys and values [B, key heads, L, head width] of a layer."""
     if hasattr(cache, "layers"):

@@ -59,6 +59,8 @@ class RunRecord:
         stages: The prunes of the last prefill that had visual tokens.
         prompts: Prefilled samples of calls with visual tokens.
         samples: Those of the prompts that had visual tokens themselves.
+        unpruned_samples: Samples whose visual tokens followed a filled cache, and so were not pruned. They are not
+            counted elsewhere.
         visual_sum: Visual tokens before the first prune.
         kept_sum: Tokens left, for each stage.
         layer_sums: Visual tokens, for each layer.
@@ -77,6 +79,7 @@ class RunRecord:
     stages: list[Stage] = field(default_factory=list)
     prompts: int = 0
     samples: int = 0
+    unpruned_samples: int = 0
     visual_sum: int = 0
     kept_sum: list[int] = field(default_factory=list)
     layer_sums: list[int] = field(default_factory=list)
@@ -195,11 +198,14 @@ class RunRecord:
         kept = "/".join(f"{value:g}" for value in means["kept_tokens"])
         where = f"prune layers {list(self.plan.layers)}" if self.plan else "unpruned"
         costs, seconds = means["multiply_adds"], means["seconds"]
+        unpruned = ""
+        if self.unpruned_samples:
+            unpruned = f", {self.unpruned_samples} more with visual tokens behind a filled cache, which were not pruned"
         return (
             f"{self.strategy}: {where}, {means['visual_tokens']:g} visual tokens"
             + (f" kept {kept}" if kept else "")
             + f", {means['tokens_per_layer']:.1f} in the mean layer, cache length {means['cache_length']:g}, "
-            f"{means['cache_bytes']:,.0f} bytes, {self.samples} samples (means over samples)\n"
+            f"{means['cache_bytes']:,.0f} bytes, {self.samples} samples{unpruned} (means over samples)\n"
             + f"multiply-adds: {', '.join(f'{part} {costs[part]:.3g}' for part in PARTS)} for a prefill, "
             f"{costs['decode']:.3g} for a decoded token\n"
             + f"seconds: {', '.join(f'{part} {value:.4f}' for part, value in seconds.items())}"

@@ -6,6 +6,7 @@ inside the layer loop waits for the device.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from strategy.backbone import Backbone, Layout
 from strategy.kernels import kv_cache
 from strategy.kernels.layer_spec import LayerSpec
-from strategy.pruning import pruned_cache
+from strategy.pruning import pruned_cache, refusals
 from strategy.pruning.context import ForwardContext
 from strategy.pruning.layer_hooks import LayerHooks
 from strategy.pruning.patch import ModelPatch
@@ -86,10 +87,24 @@ class PruningHooks:
                 self.question_free.set_template(template)
             return None
         prompt = pruned_cache.find_prompt(cache, tokens)
-        if prompt is None:
-            return None
-        pruned_cache.place_tokens(kwargs, cache, prompt)
+        if prompt is not None:
+            pruned_cache.place_tokens(kwargs, cache, prompt)
+        self._count_unpruned(kwargs)
         return args, kwargs
+
+    def _count_unpruned(self, kwargs: dict[str, Any]) -> None:
+        """Count the samples whose visual tokens follow a filled cache, and say once that these are not pruned."""
+        # A single token is one of an answer, and nobody should wait for the device to look at it.
+        if self.plan is None or self.fixed_layout is not None or prompt_tokens((), kwargs).shape[1] == 1:
+            return
+        record, count = self.runner.record, self.backbone.visual_samples(self.model, kwargs)
+        if count and not record.unpruned_samples:
+            warnings.warn(
+                "visual tokens that follow a filled cache are not pruned: to prune them, give the whole prompt to one "
+                "call, without a cache or with an empty one",
+                stacklevel=2,
+            )
+        record.unpruned_samples += count
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Begin the decoder's forward call: of a prompt with a new state, of later tokens with a mask that fits."""
@@ -112,6 +127,8 @@ class PruningHooks:
         pruned_cache.forget(cache)
         layout, self.context.layout = self.context.layout, None
         visual = layout is not None and any(layout)
+        if visual and self.plan:
+            refusals.refuse_cache(cache)
         meter.begin_decoder("prefill" if visual else None, tokens.device)
         if layout is None:
             return args, kwargs

@@ -68,7 +68,8 @@ def test_the_last_tokens_attention_counts_in_the_mean_over_heads(name):
     assert torch.equal(features, view.features[:, [0, 2]])
 
 
-# A word's attention to three tokens, by head. Means over heads: (2 1 1) and (1 2 2); maxima: (4 2 2) and (2 2 4).
+# A word's attention to three tokens, by head. Means over heads: (2 1 1) and (1 2 2); maxima: (4 2 2) and (2 2 4). Means
+# over the words, by head: (2 1 3) and (1 2 0), which have maxima of (2 2 3).
 FIRST, LAST = [[0.4, 0.0, 0.2], [0.0, 0.2, 0.0]], [[0.0, 0.2, 0.4], [0.2, 0.2, 0.0]]
 FILL = [[9.0, 0.0, 1.0], [5.0, 0.0, 8.0]]
 
@@ -77,10 +78,10 @@ FILL = [[9.0, 0.0, 1.0], [5.0, 0.0, 8.0]]
 @pytest.mark.parametrize(
     ("query", "head", "expected"),
     [
-        # Q = 1/2 1/4 1/4 in all; P = 1/3 1/3 1/3, 1/5 2/5 2/5, 3/8 2/8 3/8 and 1/4 1/4 2/4; S = P log(P / Q).
+        # Q = 1/2 1/4 1/4 in all; P = 1/3 1/3 1/3, 1/5 2/5 2/5, 2/7 2/7 3/7 and 1/4 1/4 2/4; S = P log(P / Q).
         ("question", "mean", [1 / 3 * math.log(2 / 3), 1 / 3 * math.log(4 / 3), 1 / 3 * math.log(4 / 3)]),
         ("last", "mean", [1 / 5 * math.log(2 / 5), 2 / 5 * math.log(8 / 5), 2 / 5 * math.log(8 / 5)]),
-        ("question", "max", [3 / 8 * math.log(3 / 4), 0, 3 / 8 * math.log(3 / 2)]),
+        ("question", "max", [2 / 7 * math.log(4 / 7), 2 / 7 * math.log(8 / 7), 3 / 7 * math.log(12 / 7)]),
         ("last", "max", [1 / 4 * math.log(1 / 2), 0, 1 / 2 * math.log(2)]),
     ],
 )

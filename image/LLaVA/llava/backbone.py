@@ -31,6 +31,9 @@ class LlamaBackbone(Backbone):
     def layout(self, model: nn.Module, kwargs: Mapping[str, Any]) -> Layout | None:
         return kwargs.get("visual_layout")
 
+    def visual_samples(self, model: nn.Module, kwargs: Mapping[str, Any]) -> int:
+        return sum(map(bool, kwargs.get("visual_layout") or []))
+
     def num_template_tokens(self, model: Any, kwargs: Mapping[str, Any]) -> list[int]:
         return [model.num_template_tokens] * len(_tokens(kwargs))
 

@@ -16,26 +16,36 @@ from transformers.cache_utils import DynamicCache
 import strategy
 from llava.conversation import conv_templates
 from llava.mm_utils import pad_left, place_pictures, process_images, tokenizer_image_token
-from llava.model.builder import load_pretrained_model, weight_folders
+from llava.model.builder import load_pretrained_model, num_template_tokens, weight_folders
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
 from strategy.evaluation.lmms_model import PrunedModelMixin
 from strategy.evaluation.special_tokens import as_text
 from strategy.evaluation.visuals import Unreadable
-from strategy.options import check_names
+from strategy.options import check_names, flag
 
 # What `--model_args` may hold besides the pruning options, with the defaults.
 ARGUMENTS: dict[str, Any] = {
     "pretrained": "liuhaotian/llava-v1.5-7b",
     "device": None,
+    "device_map": None,
     "dtype": None,
     "batch_size": 1,
     "attn_implementation": "sdpa",
+    "use_flash_attention_2": False,
     "conv_template": "vicuna_v1",
     "tensor_parallel": 1,
     "zero_stage": 0,
     "resume_folder": None,
+    "model_name": None,
+    "truncation": True,
+    "truncate_context": False,
+    "tie_weights": True,
+    "use_cache": True,
 }
+# Those that lmms-eval's own LLaVA takes too, and that change no answer here or there.
+WITHOUT_EFFECT = ("model_name", "truncation", "truncate_context", "tie_weights", "use_cache")
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
 
@@ -54,6 +64,39 @@ class Loss(tuple[float, bool], GenerationResult):
         return ""
 
 
+def resolve_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that matter, with defaults for those not given.
+
+    Args:
+        given: Those of ARGUMENTS that were typed.
+
+    Raises:
+        ValueError: One is unknown, is no flag though it should be, or contradicts another one.
+    """
+    check_names(given, (*ARGUMENTS, *field_names()))
+    options = ARGUMENTS | given
+    for name in WITHOUT_EFFECT:
+        if isinstance(ARGUMENTS[name], bool):
+            flag(name, options[name])
+        del options[name]
+    if flag("use_flash_attention_2", options.pop("use_flash_attention_2")):
+        if (other := given.get("attn_implementation", "flash_attention_2")) != "flash_attention_2":
+            raise ValueError(f"use_flash_attention_2=True and attn_implementation={other}: give one of the two")
+        options["attn_implementation"] = "flash_attention_2"
+    place, device = options["device_map"], options["device"]
+    if isinstance(place, str) and place not in PLACEMENTS:
+        try:
+            processes.find_device(place)
+        except ValueError as error:
+            raise ValueError(
+                f"device_map={place!r}: allowed are {', '.join(PLACEMENTS)} and a device; {error}"
+            ) from None
+        if device not in (None, place):
+            raise ValueError(f"device={device} and device_map={place}: give one of the two")
+        options |= {"device": place, "device_map": None}
+    return options
+
+
 class LlavaVTR(PrunedModelMixin, lmms):
     """LLaVA-1.5 with visual token pruning.
 
@@ -70,8 +113,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
         super().__init__()
         try:
             config = strategy.VTRConfig.take(arguments)
-            check_names(arguments, (*ARGUMENTS, *field_names()))
-            options = ARGUMENTS | arguments
+            options = resolve_arguments(arguments)
             if options["conv_template"] not in list(conv_templates):
                 raise ValueError(f"conv_template={options['conv_template']!r}: allowed are {', '.join(conv_templates)}")
             if options["dtype"] not in list(DTYPES):
@@ -83,16 +125,19 @@ class LlavaVTR(PrunedModelMixin, lmms):
             tp_size = tensor_parallel.parse_tp_size(options["tensor_parallel"])
             sharded = zero.parse_zero_stage(options["zero_stage"], tp_size)
             processes.rank_timeout()
-            journal = self.open_journal(config, options, tp_size, weight_folders(options["pretrained"]))
+            journal = self.open_journal(config, options, tp_size, weight_folders(str(options["pretrained"])))
             place, dtype = options["device"] or processes.take_device(), DTYPES[options["dtype"]]
+            device_map = options["device_map"] if processes.world_size() == 1 else None
             if tp_size > 1 or sharded:  # the whole model may be too large for a GPU
                 place, dtype = "cpu", dtype or (None if processes.take_device() == "cpu" else torch.float16)
             self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
                 str(options["pretrained"]),  # of which lmms-eval may have made a number
+                device_map=device_map,
                 device=place,
                 dtype=dtype,
                 attn_implementation=options["attn_implementation"],
             )
+            self.model.num_template_tokens = num_template_tokens(self.tokenizer, self.template)
             self.distribute_and_attach(self.model, self.model.get_decoder(), config, tp_size, sharded, journal)
             self.device = self.model.device
         except (ValueError, OSError) as error:

@@ -45,6 +45,13 @@ class QwenBackbone(Backbone):
         rows = [[t for t, real in zip(*pair, strict=True) if real] for pair in zip(ids.tolist(), masks, strict=True)]
         return [row[::-1].index(end) + 1 if end in row else 0 for row in rows]
 
+    def visual_samples(self, model: Any, kwargs: Mapping[str, Any]) -> int:
+        config, ids = model.config, kwargs.get("input_ids")
+        if ids is None:
+            pixels = (kwargs.get(name) for name in ("pixel_values", "pixel_values_videos"))
+            return len(kwargs["inputs_embeds"]) if any(each is not None for each in pixels) else 0
+        return int(((ids == config.image_token_id) | (ids == config.video_token_id)).any(1).sum())
+
     def layout(self, model: Any, kwargs: Mapping[str, Any]) -> Layout | None:
         config, ids = model.config, kwargs.get("input_ids")
         arguments = {config.image_token_id: "image_grid_thw", config.video_token_id: "video_grid_thw"}

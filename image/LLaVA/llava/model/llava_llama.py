@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from llava.model.prompts import Visual, embed_prompts, positions
+from llava.model.prompts import Visual, embed_prompts, positions, spans_behind
 from llava.model.vision_tower import CLIPVisionTower
 from strategy import Layout
 from strategy.kernels.kv_cache import length as cache_length
@@ -199,9 +199,10 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         if input_ids.shape[1]:
             inputs_embeds = torch.cat([inputs_embeds, self.get_input_embeddings()(input_ids)], dim=1)
         beams = len(inputs_embeds) // len(visual_layout)
+        held = inputs_embeds.shape[1] - new
         return arguments | {
             "inputs_embeds": inputs_embeds[:, -new:],
-            "visual_layout": [spans for spans in visual_layout for _ in range(beams)],
+            "visual_layout": [spans_behind(spans, held) for spans in visual_layout for _ in range(beams)],
         }
 
 

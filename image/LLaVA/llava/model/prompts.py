@@ -100,6 +100,12 @@ def _embed_prompt(
     return torch.cat(parts), torch.cat(masks), placed
 
 
+def spans_behind(spans: Sequence[Span], held: int) -> list[Span]:
+    """Return those of a prompt's spans that begin behind its first tokens, which a cache holds, in their numbering."""
+    starts = ((span, (span.start,) if isinstance(span.start, int) else span.start) for span in spans)
+    return [span._replace(start=tuple(at - held for at in own)) for span, own in starts if own[0] >= held]
+
+
 def positions(mask: Tensor) -> Tensor:
     """Return the position ids of prompts [B, L], which count tokens that are no padding."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)

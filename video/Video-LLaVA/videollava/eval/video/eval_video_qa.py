@@ -95,8 +95,12 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
         help=f"{DEFAULT_JUDGE} if not given, as in published figures. Another judge's figures cannot be compared with "
         "these, and the prompt, which is this script's own, also makes a difference",
     )
+    parser.add_argument("--model", help="another name of --judge_model")
     parser.add_argument("--num_tasks", type=int, default=8, help="requests to the judge at a time (%(default)s)")
     options = parser.parse_args(arguments)
+    if options.model and options.judge_model:
+        parser.error("--model and --judge_model are the same argument: give one of the two")
+    options.judge_model = options.judge_model or options.model
     options.judged = options.api_base is not None or options.api_key is not None
     if options.judge_model and not options.judged:
         parser.error(f"--judge_model {options.judge_model}: say where it is with --api_base or --api_key")

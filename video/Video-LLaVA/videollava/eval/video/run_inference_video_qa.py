@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import strategy
 from llava.mm_utils import pad_left
-from strategy.config import describe_options, strategy_options
+from strategy.config import ALIASES, describe_options, strategy_options
 from strategy.distributed import collectives, processes, watchdog
 from strategy.evaluation.lmms_model import what_answers_depend_on
 from strategy.evaluation.questions import concerns_the_model
@@ -55,7 +55,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--device", help="cpu, cuda, cuda:1, ...; CUDA if there is one, else the CPU")
     model.add_argument("--model_max_length", type=int, help="longest prompt with its answer; the checkpoint's own")
     _add_pruning_options(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name, value in list(vars(options).items()):
+        if isinstance(value, list) and len(value) == 1:
+            setattr(options, name, value[0])
+    return options
 
 
 def _add_pruning_options(parser: argparse.ArgumentParser) -> None:
@@ -72,8 +76,10 @@ def _add_pruning_options(parser: argparse.ArgumentParser) -> None:
         elif default is not None:
             text += f" (default: {default})"
         # A flag alone means True, but `--vtr_enabled False` must not.
-        flag: dict[str, Any] = {"nargs": "?", "const": True} if isinstance(default, bool) else {}
-        group.add_argument(f"--vtr_{name}", default=value, help=text, **flag)
+        many: dict[str, Any] = {"nargs": "?", "const": True} if isinstance(default, bool) else {"nargs": "+"}
+        group.add_argument(f"--vtr_{name}", default=value, help=text, **many)
+    for alias, name in ALIASES.items():
+        group.add_argument(f"--vtr_{alias}", nargs="+", default=argparse.SUPPRESS, help=f"another name of --vtr_{name}")
 
 
 def run_settings(options: argparse.Namespace, config: strategy.VTRConfig) -> dict[str, Any]:
