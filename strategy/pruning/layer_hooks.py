@@ -13,7 +13,7 @@ from strategy.backbone import Backbone
 from strategy.kernels import kv_cache
 from strategy.kernels.attention import attention_rows, gather_rows
 from strategy.kernels.layer_spec import LayerSpec
-from strategy.pruning import narrowing, pruned_cache
+from strategy.pruning import pruned_cache
 from strategy.pruning.context import ForwardContext
 from strategy.pruning.patch import ModelPatch
 from strategy.pruning.question_free import QuestionFreePass
@@ -84,10 +84,7 @@ class LayerHooks:
         state = self.context.pruned
         if state is None or state.layer_kwargs is None:
             return None
-        mask_4d = "flash" not in self.decoder.config._attn_implementation
-        for name in narrowing.NAMES:
-            if name in kwargs:
-                kwargs[name] = state.layer_kwargs.narrow(name, kwargs[name], mask_4d)
+        state.layer_kwargs.narrow(kwargs, mask_4d="flash" not in self.decoder.config._attn_implementation)
         return args, kwargs
 
     def prune_output(
