@@ -13,6 +13,7 @@ from strategy.backbone import Backbone, Layout, find_backbone
 from strategy.base import Strategy
 from strategy.config import VTRConfig
 from strategy.graph.generator import GraphGenerator
+from strategy.kernels.layer_check import try_layers
 from strategy.kernels.layer_facts import is_zero_sharded, tp_group_of
 from strategy.kernels.llama_layer import fusion_blocker
 from strategy.metrics.meter import CostMeter
@@ -52,9 +53,11 @@ class Attachment:
     ) -> None:
         self.model, self.decoder = model, decoder
         strategy, plan = _planned(config, backbone, decoder)
-        specs, layers = backbone.layer_specs(decoder), decoder.layers
+        described, layers = backbone.layer_specs(decoder), decoder.layers
         wants_graphs = config.engine != "eager" and model is not decoder and watch is None
-        blocker = fusion_blocker(layers, specs) if wants_graphs else None
+        blocker = fusion_blocker(layers, described) if wants_graphs else None
+        specs, difference = try_layers(decoder, described, backbone, fused=wants_graphs and not blocker)
+        blocker = blocker or difference
         if blocker and config.engine == "graph":
             raise ValueError(f"engine=graph: {blocker} cannot be fused; allowed here are engine=eager and engine=auto")
         self.record = RunRecord(config.strategy if config.enabled else "unpruned", len(layers), plan)

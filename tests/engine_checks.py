@@ -394,6 +394,27 @@ def test_hidden_states_and_attentions_shrink_with_the_sequence(family, batch):
     torch.testing.assert_close(output.last_hidden_state, output.hidden_states[-1])
 
 
+@torch.no_grad()
+def test_the_attention_that_strategies_see_is_that_of_the_stock_layers(family, batch):
+    decoder, config = copy.deepcopy(family.decoder("eager")), VTRConfig(keep_tokens=[20, 12, 5], **STAGES)
+    call = {"inputs_embeds": batch.embeddings, "attention_mask": batch.mask, "position_ids": batch.positions()}
+    seen = []
+
+    def watch(view: Any, *_: Any) -> None:
+        seen.append((view, view.attention(view.question), view.attention(view.last)))
+
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout, watch=watch) as run:
+        output = decoder(**call, **batch.extra(family), output_attentions=True)
+    assert seen
+    for view, *given in seen:
+        stock = output.attentions[run.stages[view.stage].layer - 1][list(view.samples)]
+        for rows, attention in zip((view.question, view.last), given, strict=True):
+            expected = stock.take_along_dim(rows[:, None, :, None], 2).take_along_dim(view.visual[:, None, None], 3)
+            real = view.asked if rows is view.question else torch.ones_like(rows, dtype=torch.bool)
+            own, wanted = (each.transpose(1, 2)[real] for each in (attention, expected))
+            torch.testing.assert_close(own, wanted, **TOLERANCE)
+
+
 def test_sdpa_and_eager_keep_the_same_tokens(family, batch):
     kept = []
     for attention in ("sdpa", "eager"):

@@ -28,6 +28,7 @@ from strategy.graph.cuda_graphs import CudaGraphCache
 from strategy.graph.fallback import FallbackPolicy
 from strategy.kernels import llama_layer
 from strategy.kernels.compile import compiled, compiling
+from strategy.kernels.layer_check import try_layers
 
 
 @dataclass
@@ -168,6 +169,17 @@ def test_what_is_fused_can_be_traced_whole_and_answers_the_same(asked, traced, d
             assert torch.equal(tokens, stock), given
             for ours, theirs in zip(run.stages, told.stages, strict=True):
                 assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_layers_of_the_backbone_are_fused_in_every_type(asked, dtype):
+    model = copy.deepcopy(asked.model).to(dtype)
+    family = find_backbone(model)
+    decoder = family.decoder(model)
+    specs = family.layer_specs(decoder)
+    assert try_layers(decoder, specs, family, fused=True) == (specs, None)
+    with strategy.prune(model, config(asked)):
+        assert attachment_of(model).generator.policy.unusable is None
 
 
 def test_left_to_itself_a_cpu_answers_with_the_stock_loop_and_a_gpu_fast(asked, ran, device):
