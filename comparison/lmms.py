@@ -130,7 +130,8 @@ class Lmms:
     def _inspect(
         self, lm: Any, request: Any, options: Mapping[str, Any], question: Any, pictures: list[Any], target: str
     ) -> Inspection:
-        config = strategy.VTRConfig(**options)
+        # Only the stock loop can be watched; an engine that the user gave stays, so that a warning says so.
+        config = strategy.VTRConfig(**{"engine": "eager"} | dict(options))
         recorder = StageRecorder(config)
         strategy.detach(lm.model)
         lm.record = strategy.attach(lm.model, config, watch=recorder)
