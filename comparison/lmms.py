@@ -89,6 +89,7 @@ class Lmms:
             answers=tuple(str(sample["filtered_resps"][0]) for sample in samples),
             targets=tuple(str(sample["target"]) for sample in samples),
             record=lm.record.means(),
+            graph_report=lm.record.graph_report(),
             seconds=seconds[0] / len(samples),
         )
 

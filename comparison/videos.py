@@ -72,6 +72,7 @@ class Videos:
             answers=tuple(answers),
             targets=tuple(sample.answer for sample in samples),
             record=record.means(),
+            graph_report=record.graph_report(),
             seconds=seconds / len(samples),
         )
 
