@@ -73,14 +73,14 @@ def use_flash(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 class Family:
     """A backbone's tiny random decoder and how it is called.
 
-    published: names its file in tests/golden. kind, config: the classes of the decoder and its
-    configuration; more: what that needs beyond TEXT. extra: arguments that add features, [N, C] a layer, to
-    the N visual tokens of [B, S] after the first layers; none where the family has no such thing. flash:
+    published: names its file in tests/golden; None for a family without published outputs. kind, config: the classes
+    of the decoder and its configuration; more: what that needs beyond TEXT. extra: arguments that add features, [N, C]
+    a layer, to the N visual tokens of [B, S] after the first layers; none where the family has no such thing. flash:
     makes a decoder call `flash_stand_in` as it would call flash attention.
     """
 
     name: str
-    published: str
+    published: str | None
     kind: type[nn.Module]
     config: type
     more: dict[str, Any] = field(default_factory=dict)
@@ -777,6 +777,8 @@ def test_an_unknown_model_is_told_what_is_known(family):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_published_run(family, attention):
+    if family.published is None:
+        pytest.skip(f"there are no published outputs of {family.name}: its reference is the stock decoder alone")
     tensors = load_file(GOLDEN / f"{family.published}.safetensors")
     facts = json.loads((GOLDEN / f"{family.published}.json").read_text())
     decoder, cache = family.build(facts["config"], attention), family.cache()

@@ -1,6 +1,7 @@
 """The backbone that docs/adding_a_backbone.md shows, on a tiny random model whose decoder has a window."""
 
 import functools
+import inspect
 import re
 from dataclasses import replace
 from typing import Any
@@ -44,7 +45,8 @@ def documented(monkeypatch):
 
 @pytest.fixture(scope="module")
 def family() -> Family:
-    return Windowed("llava_mistral", "", MistralModel, MistralConfig, DECODER)
+    # The shared checks let several tokens follow a prompt, in a window that holds all of them.
+    return Windowed("llava_mistral", None, MistralModel, MistralConfig, DECODER | {"sliding_window": 2 * WINDOW})
 
 
 @functools.cache
@@ -76,9 +78,31 @@ def answers(model: Any, given: dict[str, torch.Tensor], new: int) -> torch.Tenso
 @pytest.mark.parametrize("name", ["clse", "sparsevlm", "divprune"])
 def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, layout, name):
     batch = engine_checks.make(layout, 32)
-    assert batch.embeddings.shape[1] + engine_checks.STEPS < WINDOW
+    assert batch.embeddings.shape[1] + engine_checks.STEPS < 2 * WINDOW
     check = engine_checks.test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden
     check(family, batch, f"{name} at {engine_checks.first_layers(name)[-1]}", "sdpa")
+
+
+def checks_of(*arguments: str) -> list[str]:
+    """The shared checks that take these arguments and no others."""
+    found = {name: check for name, check in vars(engine_checks).items() if name.startswith("test_")}
+    return [name for name, check in found.items() if tuple(inspect.signature(check).parameters) == arguments]
+
+
+@pytest.mark.parametrize("check", checks_of("family"))
+def test_the_shared_checks_of_a_family_hold(family, check):
+    getattr(engine_checks, check)(family)
+
+
+@pytest.mark.parametrize("layout", ["padded on the left", "a video and an image"])
+@pytest.mark.parametrize("check", checks_of("family", "batch"))
+def test_the_shared_checks_of_batches_hold(family, check, layout):
+    getattr(engine_checks, check)(family, engine_checks.make(layout, 32))
+
+
+def test_a_family_without_published_outputs_leaves_that_check_out_and_says_so(family):
+    with pytest.raises(pytest.skip.Exception, match="there are no published outputs of llava_mistral"):
+        engine_checks.test_the_published_run(family, "sdpa")
 
 
 @torch.no_grad()
@@ -107,7 +131,7 @@ def test_the_layout_is_where_the_placeholders_are(documented):
 def test_the_documented_spec_adds_the_window_that_the_default_does_not_see(documented, family):
     layer = family.decoder("sdpa").layers[0]
     assert (llama_spec(layer).attention, llama_spec(layer).window) == ("full", None)
-    assert (documented().layer_spec(layer).attention, documented().layer_spec(layer).window) == ("window", WINDOW)
+    assert (documented().layer_spec(layer).attention, documented().layer_spec(layer).window) == ("window", 2 * WINDOW)
     spec = documented().layer_spec(llava(None).model.language_model.layers[0])
     assert (spec.attention, spec.window) == ("full", None)
 
