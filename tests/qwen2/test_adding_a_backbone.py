@@ -11,12 +11,22 @@ import pytest
 import torch
 from documents import ROOT
 from engine_checks import Family
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig, MistralModel
+from transformers import (
+    CLIPVisionConfig,
+    Cohere2Config,
+    Cohere2Model,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralModel,
+)
 from transformers.cache_utils import DynamicCache
 
 import strategy
 from strategy import VTRConfig, backbone
+from strategy.kernels.layer_check import try_layers
 from strategy.kernels.layer_spec import llama_spec
+from strategy.kernels.llama_layer import fusion_blocker
 
 DOCUMENT = ROOT / "docs/adding_a_backbone.md"
 WINDOW = 128
@@ -41,6 +51,44 @@ def documented(monkeypatch):
     exec(compile(block, str(DOCUMENT), "exec"), names)
     assert len([line for line in block.splitlines() if line.strip()]) < 40
     return names["LlavaMistralBackbone"]
+
+
+@pytest.fixture
+def cohere2(documented) -> Family:
+    """The second documented class, whose layers 3, 7, 11 and 15 see everything, and its tiny decoder."""
+    [block] = re.findall(r"^```py\n(import torch\n.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    names = {"LlavaMistralBackbone": documented, "register_backbone": strategy.register_backbone}
+    exec(compile(block, str(DOCUMENT), "exec"), names)
+    more = {"sliding_window": 2 * WINDOW, "num_hidden_layers": 16}
+    return Windowed("llava_cohere2", None, Cohere2Model, Cohere2Config, more)
+
+
+@pytest.mark.parametrize("layout", ["one image", "images of different size"])
+def test_the_second_documented_class_prunes_behind_layers_that_see_everything(cohere2, layout, monkeypatch):
+    batch = engine_checks.make(layout, 32)
+    hidden = engine_checks.test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden
+    hidden(cohere2, batch, "divprune at 1", "sdpa")
+    monkeypatch.setattr(engine_checks, "STAGES", {"prune_layer": [4, 8, 12], "ref_layers": 0})
+    engine_checks.test_the_attention_that_strategies_see_is_that_of_the_stock_layers(cohere2, batch)
+    engine_checks.test_hidden_states_and_attentions_shrink_with_the_sequence(cohere2, batch)
+    engine_checks.test_each_sample_of_a_batch_keeps_what_it_would_keep_alone(cohere2, batch, "clse")
+    monkeypatch.setattr(engine_checks, "STAGES", {"prune_layer": [4, 8, 11], "ref_layers": 0})
+    with pytest.raises(ValueError, match="a Cohere2DecoderLayer with window attention and rotary embedding neighbours"):
+        engine_checks.test_the_attention_that_strategies_see_is_that_of_the_stock_layers(cohere2, batch)
+
+
+def test_the_second_documented_class_says_why_it_is_not_fused(cohere2):
+    decoder = cohere2.decoder("sdpa")
+    family = backbone.find_backbone(decoder, cohere2.name)
+    specs = family.layer_specs(decoder)
+    assert [spec.window for spec in specs[:4]] == [2 * WINDOW] * 3 + [None]
+    assert fusion_blocker(decoder.layers, specs) == "a Cohere2DecoderLayer with another norm (layer)"
+    assert try_layers(decoder, specs, family, fused=False).specs == specs
+
+
+def test_the_documented_cache_is_that_of_these_tests():
+    source = inspect.getsource(Windowed).replace(f'    """{Windowed.__doc__}"""\n\n', "").replace(" -> Any", "")
+    assert f"```py\n{source}```" in DOCUMENT.read_text()
 
 
 @pytest.fixture(scope="module")
