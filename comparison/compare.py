@@ -212,6 +212,8 @@ def compare(evaluator: Evaluator, arguments: argparse.Namespace, options: Sequen
         stored = ", as stored" if file.exists() else ""
         print(f"\n{task}, run {number} of {len(options)}: {file.stem}{stored}", flush=True)
         runs.append(run_or_load(evaluator, task, own, arguments.limit, file))
+        if runs[-1].graph_report:
+            print(f"decisions of the graph engine:\n{runs[-1].graph_report}")
     chosen = choose_examples(runs, arguments.examples)
     examples = draw_examples(evaluator, task, chosen, options, arguments.limit)
     table = markdown(runs)

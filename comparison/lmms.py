@@ -89,6 +89,7 @@ class Lmms:
             answers=tuple(str(sample["filtered_resps"][0]) for sample in samples),
             targets=tuple(str(sample["target"]) for sample in samples),
             record=lm.record.means(),
+            graph_report=lm.record.graph_report(),
             seconds=seconds[0] / len(samples),
         )
 
@@ -130,7 +131,8 @@ class Lmms:
     def _inspect(
         self, lm: Any, request: Any, options: Mapping[str, Any], question: Any, pictures: list[Any], target: str
     ) -> Inspection:
-        config = strategy.VTRConfig(**options)
+        # Only the stock loop can be watched; an engine that the user gave stays, so that a warning says so.
+        config = strategy.VTRConfig(**{"engine": "eager"} | dict(options))
         recorder = StageRecorder(config)
         strategy.detach(lm.model)
         lm.record = strategy.attach(lm.model, config, watch=recorder)

@@ -198,6 +198,7 @@ def write(runs: Sequence[Run], examples: Sequence[Example], about: Mapping[str, 
         headers=headers,
         rows=rows,
         failed=[run for run in runs if run.failed is not None],
+        decided=[run for run in runs if run.graph_report],
         groups={
             "What pruning got right": [example for example in examples if example.right],
             "What pruning got wrong": [example for example in examples if not example.right],

@@ -41,6 +41,7 @@ class Run:
         answers, targets: One a question.
         record: What the model kept and what that cost.
         seconds: Wall time a question.
+        graph_report: What the graph engine decided, and why; see `RunRecord.graph_report`.
         failed: Why the run could not be made; then accuracy and seconds are nan, and the rest is empty.
     """
 
@@ -55,6 +56,7 @@ class Run:
     record: RecordMeans
     seconds: float
     failed: str | None = None
+    graph_report: str = ""
 
     @property
     def name(self) -> str:

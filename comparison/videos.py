@@ -72,6 +72,7 @@ class Videos:
             answers=tuple(answers),
             targets=tuple(sample.answer for sample in samples),
             record=record.means(),
+            graph_report=record.graph_report(),
             seconds=seconds / len(samples),
         )
 
@@ -88,7 +89,8 @@ class Videos:
         return self._inspect(Sample(0, Path(image).name, question, ""), options)
 
     def _inspect(self, sample: Sample, options: Mapping[str, Any]) -> Inspection:
-        config = strategy.VTRConfig(**options)
+        # Only the stock loop can be watched; an engine that the user gave stays, so that a warning says so.
+        config = strategy.VTRConfig(**{"engine": "eager"} | dict(options))
         recorder, prepared = StageRecorder(config), self._answerer.prepare(sample)
         with strategy.prune(self._answerer.model, config, watch=recorder) as record:
             [answer] = self._answerer([prepared])

@@ -50,7 +50,7 @@ STEPS = (
     (None, ("bucket_prompts", "graph", "pad to a multiple of 16 tokens")),
     (("PruningHooks.begin", "pruning", "a new PrefillState; the window is checked"),),
     (
-        ("LayerHooks", "pruning", "keep_reference, narrow, prune_output"),
+        ("LayerHooks", "pruning", "keep_reference, narrow, forward_layer"),
         ("FusedDecoder.prefill", "graph", "all layers, one program; CudaGraphCache.run"),
     ),
     (("StageRunner.prune", "pruning", "View, Strategy.score, select_top, Strategy.merge, PrefillState.prune"),),

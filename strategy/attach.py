@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,9 @@ from strategy import registry
 from strategy.backbone import Backbone, Layout, find_backbone
 from strategy.base import Strategy
 from strategy.config import VTRConfig
+from strategy.graph.fallback import STOCK_LOOP, wants_graphs
 from strategy.graph.generator import GraphGenerator
+from strategy.kernels.layer_check import try_layers
 from strategy.kernels.layer_facts import is_zero_sharded, tp_group_of
 from strategy.kernels.llama_layer import fusion_blocker
 from strategy.metrics.meter import CostMeter
@@ -54,9 +57,13 @@ class Attachment:
     ) -> None:
         self.model, self.decoder = model, decoder
         strategy, plan = _planned(config, backbone, decoder)
-        specs, layers = backbone.layer_specs(decoder), decoder.layers
-        wants_graphs = config.engine != "eager" and model is not decoder and watch is None
-        blocker = fusion_blocker(layers, specs) if wants_graphs else None
+        described, layers = backbone.layer_specs(decoder), decoder.layers
+        reasons = {"a bare decoder does not generate": model is decoder, "watch= sees stock layers only": bool(watch)}
+        stock_loop = next((reason for reason, applies in reasons.items() if applies), None)
+        fuses = config.engine != "eager" and stock_loop is None
+        blocker = fusion_blocker(layers, described) if fuses else None
+        specs, difference = try_layers(decoder, described, backbone, fused=fuses and not blocker)
+        blocker = blocker or difference
         if blocker and config.engine == "graph":
             raise ValueError(f"engine=graph: {blocker} cannot be fused; allowed here are engine=eager and engine=auto")
         self.record = RunRecord(config.strategy if config.enabled else "unpruned", len(layers), plan)
@@ -68,7 +75,10 @@ class Attachment:
             question_free = QuestionFreePass(decoder, plan.layers[0], self.meter, config.strategy, sharded)
         hooks = PruningHooks(model, decoder, backbone, specs, layout, runner, question_free)
         self.generator: GraphGenerator | None = None
-        if wants_graphs:
+        if stock_loop and wants_graphs(config.engine, decoder):
+            self.record.decide("answer", "stock loop", stock_loop)
+            warnings.warn(STOCK_LOOP.format(config.engine, stock_loop), stacklevel=3)
+        if fuses:
             self.generator = GraphGenerator(model, decoder, backbone, config.engine, blocker, hooks)
         self.patch = ModelPatch()
         self._install(hooks, backbone)

@@ -140,6 +140,21 @@ def numbers(
     return read
 
 
+def between(low: float, high: float) -> Read:
+    """Return a reader of one number from `low` to `high`."""
+
+    def read(name: str, value: Any) -> float:
+        try:
+            number = _number(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not low <= number <= high:
+            raise ValueError(f"{name}={value!r}: allowed is a number from {low:g} to {high:g}")
+        return number
+
+    return read
+
+
 def positive(name: str, value: Any) -> float:
     """Read a positive number from 1e-6 to 1e6."""
     try:

@@ -95,7 +95,7 @@ def test_a_budget_that_cannot_be_met_is_a_row_with_its_reason(asked, type_, tmp_
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--strategies", "clze", "--budgets", "64"], "compare: strategy='clze': allowed are clse"),
+        (["--strategies", "clze", "--budgets", "64"], "compare: strategy='clze': allowed are "),
         (["--strategies", "clse", "--budgets", "many"], "compare: --budgets many: want whole numbers"),
         (["--strategies", "clse", "--budgets", "64", "--budget_basis", "tokens"], "compare: budget_basis='tokens'"),
         (["--strategies", "clse", "--budgets", "64", "--examples", "-1"], "compare: --examples -1: want a number"),

@@ -22,12 +22,13 @@ from torch._dynamo.exc import TorchDynamoException
 import strategy
 from strategy import VTRConfig
 from strategy.attach import attachment_of
-from strategy.backbone import find_backbone
+from strategy.backbone import Backbone, find_backbone
 from strategy.graph import decoder, generator, static_cache
 from strategy.graph.cuda_graphs import CudaGraphCache
 from strategy.graph.fallback import FallbackPolicy
 from strategy.kernels import llama_layer
 from strategy.kernels.compile import compiled, compiling
+from strategy.kernels.layer_check import try_layers
 
 
 @dataclass
@@ -168,6 +169,17 @@ def test_what_is_fused_can_be_traced_whole_and_answers_the_same(asked, traced, d
             assert torch.equal(tokens, stock), given
             for ours, theirs in zip(run.stages, told.stages, strict=True):
                 assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_layers_of_the_backbone_are_fused_in_every_type(asked, dtype):
+    model = copy.deepcopy(asked.model).to(dtype)
+    family = find_backbone(model)
+    decoder = family.decoder(model)
+    specs = family.layer_specs(decoder)
+    assert try_layers(decoder, specs, family, fused=True) == (specs, None)
+    with strategy.prune(model, config(asked)):
+        assert attachment_of(model).generator.policy.unusable is None
 
 
 def test_left_to_itself_a_cpu_answers_with_the_stock_loop_and_a_gpu_fast(asked, ran, device):
@@ -387,8 +399,43 @@ def test_any_other_failure_is_the_callers_and_leaves_nothing_behind(asked, monke
 
 def test_a_bare_decoder_is_run_by_its_caller(asked):
     bare = asked.model.get_decoder()
-    with strategy.prune(bare, config(asked), backbone=find_backbone(asked.model, None).name, layout=[[]]):
-        assert attachment_of(bare).generator is None
+    with pytest.warns(UserWarning, match="with the eager engine, since a bare decoder does not generate") as said:
+        run = strategy.attach(bare, config(asked), backbone=find_backbone(asked.model, None).name, layout=[[]])
+    assert attachment_of(bare).generator is None
+    strategy.detach(bare)
+    assert len(said) == 1
+    assert run.graph_report() == "1 x answer: stock loop (a bare decoder does not generate)"
+
+
+@pytest.mark.parametrize("why", ["watch", "loop"])
+def test_a_model_that_the_graph_engine_never_answers_says_why_once(asked, ran, monkeypatch, why):
+    stock, _ = answered(asked, "one", engine="eager")
+    family, watch = find_backbone(asked.model), None
+    if why == "watch":
+        watch, reason = (lambda *_: None), "watch= sees stock layers only"
+    else:
+        monkeypatch.setattr(type(family), "greedy_loop", Backbone.greedy_loop)
+        reason = f"the backbone {family.name} replaces no loop of generate (greedy_loop)"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        run = strategy.attach(asked.model, config(asked), watch=watch)
+        assert torch.equal(answer(asked), stock)
+        assert torch.equal(answer(asked), stock)
+    strategy.detach(asked.model)
+    assert [str(each.message) for each in said] == [f"engine=graph: answering with the eager engine, since {reason}"]
+    assert not ran
+    assert run.graph_report() == f"1 x answer: stock loop ({reason})"
+
+
+def test_an_engine_that_nobody_asked_for_is_not_missed(asked, device):
+    if device == "cuda":
+        pytest.skip("there it is asked for by default")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for engine in ("auto", "eager"):
+            run = strategy.attach(asked.model, config(asked, engine=engine), watch=lambda *_: None)
+            strategy.detach(asked.model)
+            assert not run.graph_report()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

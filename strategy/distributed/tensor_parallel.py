@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup
 from strategy.backbone import find_backbone
 from strategy.distributed import collectives, processes
 from strategy.distributed.watchdog import HangWatchdog
+from strategy.kernels.layer_check import try_layers
 from strategy.kernels.layer_facts import tp_group_of
 from strategy.kernels.llama_layer import fusion_blocker
 
@@ -64,8 +65,9 @@ def split(model: nn.Module, decoder: Any, tp_size: int) -> ProcessGroup | None:
             f"{', '.join(map(str, fit))} processes, and of these {', '.join(here)} fit the "
             f"{processes.world_size()} started"
         )
-    specs = find_backbone(model, None).layer_specs(decoder)
-    if reason := fusion_blocker(decoder.layers, specs):
+    backbone = find_backbone(model, None)
+    specs = backbone.layer_specs(decoder)
+    if reason := fusion_blocker(decoder.layers, specs) or try_layers(decoder, specs, backbone, fused=True).blocker:
         raise ValueError(
             f"tensor_parallel={tp_size}: {reason} cannot be split; device_map=auto lays whole layers on several GPUs"
         )

@@ -127,10 +127,15 @@ class CudaGraphCache:
     def _run(
         self, key: ProgramKey, program: Callable[..., Any], inputs: Sequence[Tensor], size: int, warmup: bool
     ) -> Any:
-        if key in self.rejected or key not in self.seen_once:
+        if key not in self.seen_once:
             self.seen_once.add(key)
+            # Of shapes that never come again there may be many, which are one line of a report.
+            self.report(key.kind, "ran without a graph", "first time of these shapes")
             return program(*inputs)
-        if key not in self.graphs and not self._capture(key, program, inputs, size, warmup):
+        if key not in self.rejected and key not in self.graphs:
+            self._capture(key, program, inputs, size, warmup)
+        if key in self.rejected:
+            self.report(str(key), "ran without a graph", self.rejected[key])
             return program(*inputs)
         self.graphs.move_to_end(key)
         known = self.graphs[key]

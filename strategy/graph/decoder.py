@@ -28,7 +28,7 @@ from strategy.graph.weights import PackedWeights
 from strategy.kernels import kv_cache, llama_layer
 from strategy.kernels.attention import gather_rows
 from strategy.kernels.layer_facts import tp_group_of
-from strategy.kernels.layer_spec import LayerSpec
+from strategy.kernels.layer_spec import LayerSpec, norm_epsilon
 from strategy.metrics.record import Stage
 from strategy.pruning.stage import StageRunner
 from strategy.pruning.state import PrefillState
@@ -254,7 +254,7 @@ class FusedDecoder:
 
     def _final_norm(self, x: Tensor) -> Tensor:
         norm = self.decoder.norm
-        return llama_layer.rms_norm(x, norm.weight, norm.variance_epsilon)
+        return llama_layer.rms_norm(x, norm.weight, norm_epsilon(norm))
 
 
 def _write_cache(cache: StaticKVCache, state: PrefillState, layers: Sequence[tuple[int, Tensor, Tensor]]) -> None:

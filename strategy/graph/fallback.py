@@ -21,7 +21,13 @@ from strategy.kernels.compile import compiling
 from strategy.kernels.layer_facts import tp_group_of
 
 RECOVERABLE_ERRORS = (torch.cuda.OutOfMemoryError, TorchDynamoException)
+STOCK_LOOP = "engine={}: answering with the eager engine, since {}"  # a warning, of the mode and the reason
 OOM_REASON = "the GPU's memory is too small for graphs and their caches beside the model"
+
+
+def wants_graphs(mode: str, decoder: Any) -> bool:
+    """Return whether `VTRConfig.engine` asks for graphs on a decoder where it is."""
+    return mode == "graph" or (mode == "auto" and next(decoder.parameters()).is_cuda)
 
 
 class FallbackPolicy:
@@ -61,7 +67,7 @@ class FallbackPolicy:
 
     def reason(self, request: GreedyRequest) -> str | None:
         """Return why the stock loop answers a request; empty if nothing else was asked for, None if it does not."""
-        if self.mode == "auto" and not next(self.decoder.parameters()).is_cuda:
+        if not wants_graphs(self.mode, self.decoder):
             return ""
         longest = getattr(self.decoder.config, "max_position_embeddings", 0)
         length = request.prompt_length + (request.max_new_tokens or 0)
@@ -93,7 +99,7 @@ class FallbackPolicy:
         if not reason:
             return
         self.report("answer", "stock loop", reason)
-        self._warn_once(f"engine={self.mode}: answering with the eager engine, since {reason}")
+        self._warn_once(STOCK_LOOP.format(self.mode, reason))
 
     def _warn_once(self, message: str) -> None:
         if message not in self.warned:

@@ -19,7 +19,7 @@ from strategy.distributed.collectives import broadcast_first
 from strategy.distributed.watchdog import HangWatchdog
 from strategy.graph.bucketing import bucket_prompts
 from strategy.graph.decoder import DECODE_CHUNK, FusedDecoder, GenerationState, plain_tensors
-from strategy.graph.fallback import RECOVERABLE_ERRORS, FallbackPolicy
+from strategy.graph.fallback import RECOVERABLE_ERRORS, FallbackPolicy, wants_graphs
 from strategy.graph.static_cache import StaticKVCache
 from strategy.graph.vision import VisionGraphs
 from strategy.kernels import kv_cache
@@ -82,8 +82,11 @@ class GraphGenerator:
             patch.replace(module, "forward", partial(self.forward_vision, module, module.forward))
         decoder = self.decoder.decoder
         patch.replace(decoder, "forward", partial(self.forward_decoder, decoder.forward))
-        for name, loop in self.backbone.greedy_loop(self.model, self.generate).items():
+        loops = self.backbone.greedy_loop(self.model, self.generate)
+        for name, loop in loops.items():
             patch.replace(self.model, name, loop)
+        if not loops and wants_graphs(self.policy.mode, decoder):
+            self.policy.fall_back(f"the backbone {self.backbone.name} replaces no loop of generate (greedy_loop)")
 
     def free(self) -> None:
         """Free graphs, caches and packed weights."""

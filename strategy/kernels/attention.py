@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from strategy.kernels.compile import compilable
-from strategy.kernels.layer_spec import LayerSpec, part
+from strategy.kernels.layer_spec import MISDESCRIBED, LayerSpec, part
 
 
 def gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
@@ -35,6 +35,11 @@ def _project(layer: nn.Module, spec: LayerSpec, path: str, norm: str | None, x: 
     return (head if norm is None else part(layer, norm)(head)).transpose(1, 2)
 
 
+def project_keys(layer: nn.Module, spec: LayerSpec, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Compute the rotated keys [B, key heads, L, head width] of a layer from its input [B, L, C]."""
+    return apply_rotary(_project(layer, spec, spec.key, spec.key_norm, hidden), *rotary)
+
+
 def attention_rows(
     layer: nn.Module,
     spec: LayerSpec,
@@ -60,17 +65,22 @@ def attention_rows(
     Raises:
         ValueError: The layer computes its attention in another way than this function.
     """
-    if spec.attention not in ("full", "window") or spec.rotary != "half":
+    if not spec.has_rows:
+        name, ways = type(layer).__name__, "prune behind another layer, or choose a strategy that uses no attention"
+        if spec.attention == MISDESCRIBED:
+            raise ValueError(
+                f"a {name} caches other keys than the layer_spec and rotary of its backbone give, so attention rows "
+                f"would be wrong: correct the two, {ways}"
+            )
         raise ValueError(
-            f"a {type(layer).__name__} with {spec.attention} attention and rotary embedding {spec.rotary}: attention "
-            "rows are computed for full or window attention with rotary embedding half; prune behind another layer, or "
-            "choose a strategy that uses no attention"
+            f"a {name} with {spec.attention} attention and rotary embedding {spec.rotary}: attention "
+            f"rows are computed for full or window attention with rotary embedding half; {ways}"
         )
     cos, sin = rotary
     queries = _project(layer, spec, spec.query, spec.query_norm, gather_rows(hidden, query_positions))
     queries = apply_rotary(queries, gather_rows(cos, query_positions), gather_rows(sin, query_positions))
     if keys is None:
-        keys = apply_rotary(_project(layer, spec, spec.key, spec.key_norm, hidden), cos, sin)
+        keys = project_keys(layer, spec, hidden, rotary)
     grouped = queries.float().unflatten(1, (keys.shape[1], -1))
     logits = torch.einsum("bkgrd,bkld->bkgrl", grouped, keys.float()).flatten(1, 2) * spec.scale
     # Minus infinity would make NaN of the row of a token that sees nothing, one of the padding.

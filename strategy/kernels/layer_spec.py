@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# The attention of a layer that caches other keys than its description says.
+MISDESCRIBED = "misdescribed"
+
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -31,7 +34,9 @@ class LayerSpec:
         query, key, value, output: Projections of the attention.
         query_norm, key_norm: Norms of each head of the queries and keys.
         gate, up, down: Projections of the gated MLP.
-        input_norm, post_attention_norm: Norms before the attention and before the MLP.
+        input_norm: The norm in front of the attention's projections.
+        post_attention_norm: The norm in front of the MLP's, whatever the layer calls it. Llama's name for it is
+            post_attention_layernorm; Gemma-2's module of that name is another one, behind the attention.
     """
 
     head_width: int
@@ -52,7 +57,18 @@ class LayerSpec:
     up: str | None = "mlp.up_proj"
     down: str | None = "mlp.down_proj"
     input_norm: str = "input_layernorm"
-    post_attention_norm: str = "post_attention_layernorm"
+    post_attention_norm: str | None = "post_attention_layernorm"
+
+    @property
+    def has_rows(self) -> bool:
+        """Return whether attention rows can be computed from the layer's projections."""
+        return self.attention in ("full", "window") and self.rotary == "half"
+
+    @property
+    def paths(self) -> tuple[str | None, ...]:
+        """Return the paths of all modules, None for those that the layer does not have."""
+        norms = (self.input_norm, self.post_attention_norm, self.query_norm, self.key_norm)
+        return (*norms, self.query, self.key, self.value, self.output, self.gate, self.up, self.down)
 
     @property
     def packed(self) -> tuple[tuple[str | None, ...], ...]:
@@ -65,24 +81,46 @@ def part(layer: nn.Module, path: str) -> Any:
     return layer.get_submodule(path)
 
 
+def norm_epsilon(norm: Any) -> Any:
+    """Return the epsilon of a norm; None if it has none under a known name."""
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
 def llama_spec(layer: Any) -> LayerSpec:
     """Describe a layer with the modules of transformers' Llama, as most of its decoders have them.
 
-    Query and key norms, a window and experts in place of the MLP are recognised.
+    Query and key norms, a window and experts in place of the MLP are recognised. A norm that is not called an RMS norm
+    is described by the name of its class.
+
+    Raises:
+        ValueError: The layer has other modules.
     """
-    attention, mlp = layer.self_attn, layer.mlp
+    parts: list[Any] = [getattr(layer, name, None) for name in ("self_attn", "mlp", "input_layernorm")]
+    attention, mlp, norm = parts
+    wanted = ("head_dim", "q_proj", "k_proj", "v_proj", "o_proj")
+    missing = [f"self_attn.{name}" for name in wanted if not hasattr(attention, name)]
+    missing += [] if norm_epsilon(norm) is not None else ["input_layernorm with an epsilon"]
+    if missing:
+        raise ValueError(
+            f"a {type(layer).__name__} has no {', '.join(missing)}, so its modules are not those of Llama: let "
+            "layer_spec of its Backbone return strategy.LayerSpec(head_width=, scale=, epsilon=, query=, key=, value=, "
+            "output=, input_norm=, ...) with the paths of its own modules"
+        )
     window = getattr(attention, "sliding_window", None)
-    gated = all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))
+    gated = all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))
+    kind = type(norm).__name__
     return LayerSpec(
         head_width=attention.head_dim,
         scale=getattr(attention, "scaling", attention.head_dim**-0.5),
-        epsilon=layer.input_layernorm.variance_epsilon,
+        epsilon=norm_epsilon(norm),
         activation=mlp.act_fn if gated else None,
         attention="full" if window is None else "window",
         window=window,
+        norm="rms" if "rms" in kind.lower() else kind,
         query_norm="self_attn.q_norm" if hasattr(attention, "q_norm") else None,
         key_norm="self_attn.k_norm" if hasattr(attention, "k_norm") else None,
         gate="mlp.gate_proj" if gated else None,
         up="mlp.up_proj" if gated else None,
         down="mlp.down_proj" if gated else None,
+        post_attention_norm="post_attention_layernorm" if hasattr(layer, "post_attention_layernorm") else None,
     )

@@ -4,8 +4,9 @@ The functions give what the stock layers give, up to rounding. Projections that 
 product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -57,36 +58,50 @@ class LayerWeights(NamedTuple):
 
 
 def fusion_blocker(layers: nn.ModuleList, specs: Sequence[LayerSpec]) -> str | None:
-    """Return why these functions would not give what a decoder's layers give; None if they would.
+    """Return why these functions cannot be what a decoder's layers are, by their descriptions; None if they can.
 
     A window is no reason, since it hides nothing from a prompt and an answer that fit into the window; whoever runs the
-    functions checks the lengths.
+    functions checks the lengths. Whether the descriptions are right is for `layer_check` to try.
     """
+    return unreachable_weights(layers) or next(chain.from_iterable(map(_layer_blockers, layers, specs)), None)
+
+
+def unreachable_weights(layers: nn.ModuleList) -> str | None:
+    """Return why functions cannot compute with a decoder's weights; None if they can."""
     if is_zero_sharded(layers):
         return "a decoder whose weights are sharded (ZeRO stage 3)"
     if len({(p.device, p.dtype) for p in layers.parameters()}) > 1 or next(layers.parameters()).is_meta:
         return "a decoder with weights of several types or devices, or none in memory"
-    return next(filter(None, map(_layer_blocker, layers, specs)), None)
+    return None
 
 
-def _layer_blocker(layer: nn.Module, spec: LayerSpec) -> str | None:
-    name = type(layer).__name__
+def _layer_blockers(layer: nn.Module, spec: LayerSpec) -> Iterator[str]:
+    """Yield what the description of a layer has that these functions cannot compute."""
+    name, modules = type(layer).__name__, dict(layer.named_modules())
     if spec.attention not in ("full", "window"):
-        return f"a {name} with {spec.attention} attention"
+        yield f"a {name} with {spec.attention} attention"
     for kind, given, known in (("norm", spec.norm, "rms"), ("rotary embedding", spec.rotary, "half")):
         if given != known:
-            return f"a {name} with another {kind} ({given})"
+            yield f"a {name} with another {kind} ({given})"
+    if spec.post_attention_norm is None:
+        yield f"a {name} without a norm in front of its MLP"
+    for path in spec.paths:
+        if path is not None and path not in modules:
+            yield f"a {name} without {path}, which its description names"
     unbiased = (spec.gate, spec.up, spec.output, spec.down)
     paths = (spec.query, spec.key, spec.value, *unbiased)
-    linears = [None if path is None else part(layer, path) for path in paths]
+    linears = [None if path is None else modules[path] for path in paths]
     if any(type(linear) is not nn.Linear and not hasattr(linear, TP_GROUP_ATTR) for linear in linears):
-        return f"a {name} without plain linear projections (experts, adapters, quantised)"
-    if any(part(layer, path).bias is not None for path in unbiased if path is not None):
-        return f"a {name} with biases behind its attention"
-    values = torch.linspace(-2, 2, 5, device=part(layer, spec.output).weight.device)
-    if spec.activation is None or not torch.equal(spec.activation(values), F.silu(values)):
-        return f"an activation other than SiLU ({type(spec.activation).__name__})"
-    return None
+        yield f"a {name} without plain linear projections (experts, adapters, quantised)"
+    if any(modules[path].bias is not None for path in unbiased if path is not None):
+        yield f"a {name} with biases behind its attention"
+    for parameter, _ in layer.named_parameters():
+        if parameter.rpartition(".")[0] not in spec.paths:
+            yield f"a {name} with a parameter that its description does not name ({parameter})"
+    values = torch.linspace(-2, 2, 5, device=modules[spec.output].weight.device)
+    activation = getattr(spec.activation, "forward", spec.activation)  # hooks on a module do not see this call
+    if activation is None or not torch.equal(activation(values), F.silu(values)):
+        yield f"an activation other than SiLU ({type(spec.activation).__name__})"
 
 
 def layer_shape(layer: nn.Module, spec: LayerSpec) -> LayerShape:
@@ -105,7 +120,7 @@ def pack_projections(layers: nn.ModuleList, specs: Sequence[LayerSpec]) -> list[
     """
     weights = []
     for layer, spec in zip(layers, specs, strict=True):
-        weights.append(_pack(layer, spec))
+        weights.append(layer_weights(layer, spec, share=True))
         # Otherwise torch cuts the next layer's short tensors out of the blocks that this layer's long ones left, and
         # the rest of each block is too short for anything: 3 GB of the 5 that Qwen2-VL-72B leaves on each of two GPUs
         # of 80 GB.
@@ -113,7 +128,8 @@ def pack_projections(layers: nn.ModuleList, specs: Sequence[LayerSpec]) -> list[
     return weights
 
 
-def _pack(layer: nn.Module, spec: LayerSpec) -> LayerWeights:
+def layer_weights(layer: nn.Module, spec: LayerSpec, share: bool = False) -> LayerWeights:
+    """Return a layer's tensors; its projections are copies, or share their memory with these copies from now on."""
     packed: list[Tensor] = []
     for paths in spec.packed:
         linears = [part(layer, path) for path in paths if path is not None]
@@ -122,8 +138,9 @@ def _pack(layer: nn.Module, spec: LayerSpec) -> LayerWeights:
             if own[0] is None:
                 continue
             whole = torch.cat([parameter.data for parameter in own])
-            for parameter, piece in zip(own, whole.split([len(parameter) for parameter in own]), strict=True):
-                parameter.data = piece
+            if share:
+                for parameter, piece in zip(own, whole.split([len(parameter) for parameter in own]), strict=True):
+                    parameter.data = piece
             packed.append(whole)
     qkv, *bias, gate_up = packed
 

@@ -37,7 +37,8 @@ class GraphDecision(NamedTuple):
     """What the graph engine decided about a program or an answer, and why.
 
     program: "vision", "prefill" or "decode", with the shapes of its inputs; or "answer". action: "captured", "evicted"
-    or "rejected" for the CUDA graph of a program; "stock loop", "stock prefill" or "not compiled" for an answer.
+    or "rejected" for the CUDA graph of a program, "ran without a graph" for a run of it (for the first time of some
+    shapes, of all shapes together); "stock loop", "stock prefill" or "not compiled" for an answer.
     """
 
     program: str

@@ -13,7 +13,7 @@ from strategy.backbone import Backbone
 from strategy.kernels import kv_cache
 from strategy.kernels.attention import attention_rows, gather_rows
 from strategy.kernels.layer_spec import LayerSpec
-from strategy.pruning import narrowing, pruned_cache
+from strategy.pruning import pruned_cache
 from strategy.pruning.context import ForwardContext
 from strategy.pruning.patch import ModelPatch
 from strategy.pruning.question_free import QuestionFreePass
@@ -61,10 +61,10 @@ class LayerHooks:
         if number >= self.plan.layers[0]:
             patch.handles.append(layer.register_forward_pre_hook(self.narrow, with_kwargs=True))
         stage = self.plan.layers.index(number + 1) if number + 1 in self.plan.layers else None
-        # The hook comes first, so that whoever records hidden states, as transformers 5 does by hooks, sees what is
-        # left. It is a partial of a method, since a closure would refer to these hooks in a copy of the model, too.
-        after = partial(self.prune_output, number, stage)
-        patch.handles.append(layer.register_forward_hook(after, with_kwargs=True, prepend=True))
+        # Not a hook, since transformers 4.57 records hidden states around the forward call and before all hooks, and
+        # these shall be what is left. A partial of a method, since a closure would refer to these hooks in a copy of
+        # the model, too.
+        patch.replace(layer, "forward", partial(self.forward_layer, number, stage, layer.forward))
 
     def keep_reference(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Keep the input of the reference layer."""
@@ -84,30 +84,22 @@ class LayerHooks:
         state = self.context.pruned
         if state is None or state.layer_kwargs is None:
             return None
-        mask_4d = "flash" not in self.decoder.config._attn_implementation
-        for name in narrowing.NAMES:
-            if name in kwargs:
-                kwargs[name] = state.layer_kwargs.narrow(name, kwargs[name], mask_4d)
+        state.layer_kwargs.narrow(kwargs, mask_4d="flash" not in self.decoder.config._attn_implementation)
         return args, kwargs
 
-    def prune_output(
-        self,
-        number: int,
-        stage: int | None,
-        layer: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
+    def forward_layer(
+        self, number: int, stage: int | None, stock: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Prune behind a layer, if that is a stage, and then add what the stock loop would add."""
+        """Run a layer, prune behind it, if that is a stage, and then add what the stock loop would add."""
+        output = stock(*args, **kwargs)
         if stage == 0 and self.question_free is not None and self.question_free.active:
             with torch.no_grad(), self.runner.meter.scoring("question-free", args[0].shape):
                 attention = self._attention(number, args[0], kwargs, self.question_free.last)
             self.question_free.capture(attention)
-            return None
+            return output
         state = self.context.pruned
         if state is None:
-            return None
+            return output
         hidden, *others = output if isinstance(output, tuple) else (output,)
         if stage is not None:
             state.to_device(hidden.device)

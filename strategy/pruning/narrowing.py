@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAMES = ("attention_mask", "position_ids", "position_embeddings", "cache_position")
+NAMES = ("attention_mask", "position_ids", "cache_position")
+TABLES = "position_embeddings"  # with this beginning; decoders with two kinds of rotary tables have two such names
+KINDS = 4  # objects of one name that are remembered; decoders have a mask for each kind of attention
 
 
 class LayerKwargs:
@@ -18,22 +20,26 @@ class LayerKwargs:
 
     def __init__(self, index: Tensor, padding: Tensor | None) -> None:
         self.index, self.padding = index, padding
-        self.narrowed: dict[str, tuple[Any, Any]] = {}
+        self.narrowed: dict[str, list[tuple[Any, Any]]] = {}
 
-    def narrow(self, name: str, given: Any, mask_4d: bool) -> Any:
-        """Narrow one argument.
+    def narrow(self, kwargs: dict[str, Any], mask_4d: bool) -> None:
+        """Narrow a layer's keyword arguments, in place.
 
         Args:
-            name: The argument, one of `NAMES`.
-            given: Its value for the whole prompt.
+            kwargs: The arguments, made for the whole prompt.
             mask_4d: Whether the attention takes [B, 1, L, L] where a mask is needed and none was given.
         """
-        known, narrowed = self.narrowed.get(name, (self, None))
-        # The decoder's loop passes the same objects to all layers, so narrowing them once for each stage is enough.
-        if known is not given:
-            narrowed = self._narrow(name, given, mask_4d)
-            self.narrowed[name] = (given, narrowed)
-        return narrowed
+        for name, given in kwargs.items():
+            if name not in NAMES and not name.startswith(TABLES):
+                continue
+            # The decoder's loop passes the same objects to all layers of a kind, so each is narrowed once a stage. It
+            # is kept beside what it became, since a later object may get the identity of one that is gone.
+            known = self.narrowed.setdefault(name, [])
+            found = next((pair for pair in known if pair[0] is given), None)
+            if found is None:
+                found = given, self._narrow(name, given, mask_4d)
+                self.narrowed[name] = [*known, found][-KINDS:]
+            kwargs[name] = found[1]
 
     def _narrow(self, name: str, given: Any, mask_4d: bool) -> Any:
         if name == "attention_mask":

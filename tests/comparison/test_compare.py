@@ -50,6 +50,25 @@ def test_a_run_is_made_once(run, tmp_path):
     assert evaluator.calls == [options]
 
 
+def test_decisions_about_graphs_are_printed_behind_their_run(run, tmp_path, capsys, monkeypatch):
+    def make(strategy, budget):
+        report = "3 x answer: stock loop (the model is being trained)"
+        return run(strategy, budget, graph_report=report if strategy == "clse" else "")
+
+    monkeypatch.setattr(compare, "digest", lambda *_: "1")
+    monkeypatch.setattr(compare, "facts", lambda *_: {})  # which need transformers
+    evaluator = Evaluator(make)
+    evaluator.package = "llava"
+    words = ["--strategies", "clse", "--budgets", "64", "--tasks", "shapes", "--examples", "0"]
+    arguments = compare.parse(["--model", "m", "--pretrained", "p", *words, "--output", str(tmp_path)])
+    for _ in range(2):  # a stored run tells them too
+        compare.compare(evaluator, arguments, compare.options_of_runs(arguments), "shapes")
+        said = capsys.readouterr().out
+        assert said.count("decisions of the graph engine:\n3 x answer: stock loop (the model is being trained)\n") == 1
+        assert said.index("run 2 of 2") < said.index("decisions")
+    assert "the model is being trained" in (tmp_path / "m/shapes/report.html").read_text()
+
+
 @pytest.mark.parametrize("error", [ValueError("too many"), SystemExit("too many")])
 def test_a_refused_run_keeps_its_reason_and_is_not_stored(run, tmp_path, error):
     evaluator, file = Evaluator(run, error), tmp_path / "run.json"

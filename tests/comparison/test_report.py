@@ -122,6 +122,15 @@ def test_examples_are_grouped_and_carry_their_picture(page, runs):
     assert "What pruning got wrong" not in page(runs, [example()]).inside("h2")
 
 
+def test_what_the_graph_engine_decided_is_listed_for_each_run(page, run):
+    report = "2 x answer: stock loop (the model is <trained>)\n1 x prefill: stock prefill (no picture)"
+    made = page([run(), run("clse", 192, graph_report=report)])
+    assert made.inside("h2")[-1] == "Decisions of the graph engine"
+    assert made.inside("h3") == ["clse 192"]
+    assert made.inside("li") == report.splitlines()
+    assert "Decisions of the graph engine" not in page([run()]).inside("h2")
+
+
 def test_facts_come_in_order(page, runs):
     made = page(runs, about={"model": "llava_vtr", "commit": "0123"})
     assert (made.inside("dt"), made.inside("dd")) == (["model", "commit"], ["llava_vtr", "0123"])

@@ -13,9 +13,18 @@ HOSTILE = '<script>alert("1")</script> | \\ \n\r\t \u2028 \U0001f600 \ud800 \x00
 
 
 def test_round_trip(run, tmp_path):
-    for made in (run(), run("clse", 192), run("clse", 64, answers=(HOSTILE,) * 200)):
+    told = run("clse", 192, graph_report="1 x vision: captured (a)\n2 x answer: stock loop (b)")
+    for made in (run(), told, run("clse", 64, answers=(HOSTILE,) * 200)):
         save(made, tmp_path / "run.json")
         assert load(tmp_path / "run.json") == made
+
+
+def test_a_run_stored_without_decisions_about_graphs_comes_back(run, tmp_path):
+    save(run(), tmp_path / "run.json")
+    stored = json.loads((tmp_path / "run.json").read_text())
+    del stored["graph_report"]
+    (tmp_path / "run.json").write_text(json.dumps(stored))
+    assert load(tmp_path / "run.json") == run()
 
 
 def test_a_failed_run_comes_back_and_is_valid_json(failed, tmp_path):

@@ -1,11 +1,18 @@
 """What contributors and people who cite the project read: versions agree, and what is named exists."""
 
+import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import tomllib
 import yaml
-from documents import ROOT
+from documents import ROOT, blocks
+
+from comparison import compare, look
 
 PROJECTS = [file for depth in ("", "*/", "*/*/") for file in sorted(ROOT.glob(f"{depth}pyproject.toml"))]
 FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
@@ -77,3 +84,41 @@ def test_contributors_are_told_sessions_that_exist_and_files_that_are_there():
     ]
     assert len(links) > 8
     assert not [target for target in links if not (ROOT / target).exists()]
+
+
+def documented_strategies():
+    """The files of strategies that are documented, by the names that they register."""
+    own = [block for document, block in blocks("python") if document.name == "adding_a_strategy.md"]
+    return {re.findall(r'^@register\("(\w+)"\)$', block, re.MULTILINE)[0]: block for block in own}
+
+
+def test_documented_strategies_keep_the_rules_of_the_house(tmp_path):
+    examples = documented_strategies()
+    assert set(examples) == {"change", "attention"}
+    for folder in ("strategy", "tests/strategy"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name, block in examples.items():
+        (tmp_path / f"strategy/{name}.py").write_text(block)
+        tree = ast.parse(block)
+        lacking = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not ast.get_docstring(node)]
+        assert ast.get_docstring(tree), f"{name}: the module has no docstring, as ruff wants one"
+        assert not lacking
+    command = [sys.executable, "-m", "pytest", "tests/strategy/test_house.py", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_option_may_be_called_as_a_flag_that_the_guide_names(monkeypatch):
+    [sentence] = re.findall(
+        r"as a flag of its own: (.*?); nor, because of `look`, (.*?)\.",
+        (ROOT / "docs/adding_a_strategy.md").read_text().replace("\n", " "),
+    )
+    named = [set(re.findall(r"\w+", part)) - {"or"} for part in sentence]
+    model = ["--model", "m", "--pretrained", "p"]
+    monkeypatch.setattr("comparison.cli.describe_options", dict)
+    own = compare.parse([*model, "--strategies", "clse", "--budgets", "64", "--tasks", "t"])
+    assert set(vars(own)) == named[0]
+    seen = look.parse([*model, "--image", "i", "--question", "q"])
+    assert set(vars(seen)) - set(vars(own)) == named[1]

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import libyaml  # noqa: F401
 import pytest
@@ -25,6 +26,7 @@ from comparison import compare, look
 from llava.lmms_eval_model import ARGUMENTS
 from strategy import backbone, registry
 from strategy.config import describe_options, field_names, strategy_options
+from strategy.options import between
 
 # A command has one of these words, or names a script of training. Each kind is parsed by a test here, or by one of the
 # backbone's own tests.
@@ -177,14 +179,40 @@ def strategy_cells():
     }
 
 
+def complete_rows(document, shown, wanted):
+    """Compare the rows of a table with those wanted, and print the ones that lack or are too many."""
+    lacking = [row for row in wanted if row not in shown]
+    surplus = [row for row in shown if row not in wanted]
+    said = [f"{document} lacks:", *lacking] * bool(lacking) + [f"{document} has in excess:", *surplus] * bool(surplus)
+    assert not said, "\n".join(said)
+    assert shown == wanted, f"{document}: the order of the rows is that of the code"
+
+
 def test_the_table_of_options_is_complete():
-    assert table(ROOT / "docs/options.md", "| option |") == option_rows()
+    complete_rows("docs/options.md", table(ROOT / "docs/options.md", "| option |"), option_rows())
 
 
 def test_the_table_of_strategies_is_complete():
     rows = [row.strip("| ").split(" | ") for row in table(ROOT / "docs/strategies.md", "| strategy |")]
-    assert {row[0]: row[-2:] for row in rows} == strategy_cells()
+    shown = sorted(" | ".join(["", row[0], "SCORE", "SOURCE", *row[-2:], ""]).strip() for row in rows)
+    wanted = sorted(f"| {name} | SCORE | SOURCE | {' | '.join(cells)} |" for name, cells in strategy_cells().items())
+    complete_rows("docs/strategies.md", shown, wanted)
     assert all(len(row) == 5 and all(row) for row in rows)
+
+
+def test_a_row_that_a_table_lacks_is_printed(monkeypatch):
+    @dataclass(frozen=True, init=False)
+    class Own(strategy.Options):
+        sharpness: float = strategy.option(0.5, between(0, 1), "How sharp.")
+
+    kind = type("Sharp", (registry.get("fastv"),), {"options_type": Own})
+    monkeypatch.setitem(registry._strategies, "sharp", kind)
+    for test, row in {
+        test_the_table_of_options_is_complete: "| `sharpness` | `0.5` | `sharp` | How sharp. |",
+        test_the_table_of_strategies_is_complete: "| `sharp` | SCORE | SOURCE | 2 | 288 |",
+    }.items():
+        with pytest.raises(AssertionError, match=rf"^docs/\w+\.md lacks:\n *{re.escape(row)}\n"):
+            test()
 
 
 def test_the_table_of_arguments_is_complete():

@@ -1,6 +1,7 @@
 """The backbone that docs/adding_a_backbone.md shows, on a tiny random model whose decoder has a window."""
 
 import functools
+import inspect
 import re
 from dataclasses import replace
 from typing import Any
@@ -10,12 +11,22 @@ import pytest
 import torch
 from documents import ROOT
 from engine_checks import Family
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig, MistralModel
+from transformers import (
+    CLIPVisionConfig,
+    Cohere2Config,
+    Cohere2Model,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralModel,
+)
 from transformers.cache_utils import DynamicCache
 
 import strategy
 from strategy import VTRConfig, backbone
+from strategy.kernels.layer_check import try_layers
 from strategy.kernels.layer_spec import llama_spec
+from strategy.kernels.llama_layer import fusion_blocker
 
 DOCUMENT = ROOT / "docs/adding_a_backbone.md"
 WINDOW = 128
@@ -42,9 +53,48 @@ def documented(monkeypatch):
     return names["LlavaMistralBackbone"]
 
 
+@pytest.fixture
+def cohere2(documented) -> Family:
+    """The second documented class, whose layers 3, 7, 11 and 15 see everything, and its tiny decoder."""
+    [block] = re.findall(r"^```py\n(import torch\n.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    names = {"LlavaMistralBackbone": documented, "register_backbone": strategy.register_backbone}
+    exec(compile(block, str(DOCUMENT), "exec"), names)
+    more = {"sliding_window": 2 * WINDOW, "num_hidden_layers": 16}
+    return Windowed("llava_cohere2", None, Cohere2Model, Cohere2Config, more)
+
+
+@pytest.mark.parametrize("layout", ["one image", "images of different size"])
+def test_the_second_documented_class_prunes_behind_layers_that_see_everything(cohere2, layout, monkeypatch):
+    batch = engine_checks.make(layout, 32)
+    hidden = engine_checks.test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden
+    hidden(cohere2, batch, "divprune at 1", "sdpa")
+    monkeypatch.setattr(engine_checks, "STAGES", {"prune_layer": [4, 8, 12], "ref_layers": 0})
+    engine_checks.test_the_attention_that_strategies_see_is_that_of_the_stock_layers(cohere2, batch)
+    engine_checks.test_hidden_states_and_attentions_shrink_with_the_sequence(cohere2, batch)
+    engine_checks.test_each_sample_of_a_batch_keeps_what_it_would_keep_alone(cohere2, batch, "clse")
+    monkeypatch.setattr(engine_checks, "STAGES", {"prune_layer": [4, 8, 11], "ref_layers": 0})
+    with pytest.raises(ValueError, match="a Cohere2DecoderLayer with window attention and rotary embedding neighbours"):
+        engine_checks.test_the_attention_that_strategies_see_is_that_of_the_stock_layers(cohere2, batch)
+
+
+def test_the_second_documented_class_says_why_it_is_not_fused(cohere2):
+    decoder = cohere2.decoder("sdpa")
+    family = backbone.find_backbone(decoder, cohere2.name)
+    specs = family.layer_specs(decoder)
+    assert [spec.window for spec in specs[:4]] == [2 * WINDOW] * 3 + [None]
+    assert fusion_blocker(decoder.layers, specs) == "a Cohere2DecoderLayer with another norm (layer)"
+    assert try_layers(decoder, specs, family, fused=False).specs == specs
+
+
+def test_the_documented_cache_is_that_of_these_tests():
+    source = inspect.getsource(Windowed).replace(f'    """{Windowed.__doc__}"""\n\n', "").replace(" -> Any", "")
+    assert f"```py\n{source}```" in DOCUMENT.read_text()
+
+
 @pytest.fixture(scope="module")
 def family() -> Family:
-    return Windowed("llava_mistral", "", MistralModel, MistralConfig, DECODER)
+    # The shared checks let several tokens follow a prompt, in a window that holds all of them.
+    return Windowed("llava_mistral", None, MistralModel, MistralConfig, DECODER | {"sliding_window": 2 * WINDOW})
 
 
 @functools.cache
@@ -76,9 +126,31 @@ def answers(model: Any, given: dict[str, torch.Tensor], new: int) -> torch.Tenso
 @pytest.mark.parametrize("name", ["clse", "sparsevlm", "divprune"])
 def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, layout, name):
     batch = engine_checks.make(layout, 32)
-    assert batch.embeddings.shape[1] + engine_checks.STEPS < WINDOW
+    assert batch.embeddings.shape[1] + engine_checks.STEPS < 2 * WINDOW
     check = engine_checks.test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden
     check(family, batch, f"{name} at {engine_checks.first_layers(name)[-1]}", "sdpa")
+
+
+def checks_of(*arguments: str) -> list[str]:
+    """The shared checks that take these arguments and no others."""
+    found = {name: check for name, check in vars(engine_checks).items() if name.startswith("test_")}
+    return [name for name, check in found.items() if tuple(inspect.signature(check).parameters) == arguments]
+
+
+@pytest.mark.parametrize("check", checks_of("family"))
+def test_the_shared_checks_of_a_family_hold(family, check):
+    getattr(engine_checks, check)(family)
+
+
+@pytest.mark.parametrize("layout", ["padded on the left", "a video and an image"])
+@pytest.mark.parametrize("check", checks_of("family", "batch"))
+def test_the_shared_checks_of_batches_hold(family, check, layout):
+    getattr(engine_checks, check)(family, engine_checks.make(layout, 32))
+
+
+def test_a_family_without_published_outputs_leaves_that_check_out_and_says_so(family):
+    with pytest.raises(pytest.skip.Exception, match="there are no published outputs of llava_mistral"):
+        engine_checks.test_the_published_run(family, "sdpa")
 
 
 @torch.no_grad()
@@ -107,7 +179,7 @@ def test_the_layout_is_where_the_placeholders_are(documented):
 def test_the_documented_spec_adds_the_window_that_the_default_does_not_see(documented, family):
     layer = family.decoder("sdpa").layers[0]
     assert (llama_spec(layer).attention, llama_spec(layer).window) == ("full", None)
-    assert (documented().layer_spec(layer).attention, documented().layer_spec(layer).window) == ("window", WINDOW)
+    assert (documented().layer_spec(layer).attention, documented().layer_spec(layer).window) == ("window", 2 * WINDOW)
     spec = documented().layer_spec(llava(None).model.language_model.layers[0])
     assert (spec.attention, spec.window) == ("full", None)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from strategy.distributed import collectives
 from strategy.graph.cuda_graphs import MIN_REPLAYS, CapturedGraph, CudaGraphCache, ProgramKey, first_line
+from strategy.metrics.record import RunRecord
 
 
 def come(graphs: CudaGraphCache, name: str, own: int, growth: int, uses: int = 1) -> bool:
@@ -78,6 +79,28 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+
+
+def test_every_run_without_a_graph_is_reported_with_its_reason(pretended):
+    record = RunRecord("clse", 4, None)
+    graphs = CudaGraphCache(torch.device("cpu"), limit=100, report=record.decide)
+
+    def run(kind: str, length: int, size: int = 5) -> None:
+        graphs._run(ProgramKey(kind, length, f"of {length} tokens"), lambda: None, (), size, warmup=False)
+
+    for length in range(3):  # shapes that never come again
+        run("prefill", length)
+    assert record.graph_report() == "3 x prefill: ran without a graph (first time of these shapes)"
+    for _ in range(4):
+        run("decode", 7)
+        run("vision", 9, size=200)
+    assert record.graph_report().splitlines()[1:] == [
+        "1 x decode: ran without a graph (first time of these shapes)",
+        "1 x vision: ran without a graph (first time of these shapes)",
+        "1 x decode of 7 tokens: captured (its shapes came for the second time)",
+        "1 x vision of 9 tokens: rejected (too large: 200 bytes with the shared memory, of 100 allowed)",
+        "3 x vision of 9 tokens: ran without a graph (too large: 200 bytes with the shared memory, of 100 allowed)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ def test_a_window_norms_and_experts_are_recognised(layers):
         ({"rotary": "interleaved"}, "a Layer with another rotary embedding (interleaved)"),
         ({"gate": None}, "a Layer without plain linear projections"),
         ({"output": "self_attn.q_proj"}, "a Layer with biases behind its attention"),
+        ({"query": "self_attn.wq"}, "a Layer without self_attn.wq, which its description names"),
+        ({"post_attention_norm": None}, "a Layer without a norm in front of its MLP"),
+        (
+            {"up": "mlp.gate_proj"},
+            "a Layer with a parameter that its description does not name (mlp.up_proj.weight)",
+        ),
         ({"activation": nn.GELU()}, "an activation other than SiLU (GELU)"),
         ({"window": 8, "attention": "window"}, None),
     ],
@@ -90,6 +96,50 @@ def test_what_the_fused_layers_cannot_express_is_named(layers, given, words):
     specs = [llama_spec(layers[0]), replace(llama_spec(layers[1]), **given)]
     found = llama_layer.fusion_blocker(layers, specs)
     assert found is None if words is None else found.startswith(words)
+
+
+def test_a_parameter_beside_the_described_modules_blocks_fusing(layers):
+    specs = [llama_spec(layer) for layer in layers]
+    layers[1].self_attn.sinks = nn.Parameter(torch.zeros(HEADS))
+    found = llama_layer.fusion_blocker(layers, specs)
+    assert found == "a Layer with a parameter that its description does not name (self_attn.sinks)"
+
+
+def test_the_epsilon_of_a_norm_may_have_either_name(layers):
+    norm = layers[0].input_layernorm
+    norm.eps = norm.__dict__.pop("variance_epsilon") * 3
+    assert llama_spec(layers[0]).epsilon == pytest.approx(3e-6)
+
+
+class LayerNorm(RMSNorm):
+    """A norm of another kind."""
+
+
+def test_a_norm_of_another_kind_is_called_by_its_name(layers):
+    layers[0].input_layernorm = LayerNorm(WIDTH)
+    del layers[0].post_attention_layernorm
+    spec = llama_spec(layers[0])
+    assert (spec.norm, spec.post_attention_norm) == ("LayerNorm", None)
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [
+        ("self_attn.k_proj", "no self_attn.k_proj, so"),
+        (
+            "self_attn",
+            "no self_attn.head_dim, self_attn.q_proj, self_attn.k_proj, self_attn.v_proj, self_attn.o_proj, so",
+        ),
+        ("input_layernorm", "no input_layernorm with an epsilon, so"),
+    ],
+)
+def test_an_unknown_layer_is_told_what_to_write(layers, missing, named):
+    path, _, name = missing.rpartition(".")
+    delattr(layers[0].get_submodule(path), name)
+    with pytest.raises(
+        ValueError, match=rf"^a Layer has {named}.* let layer_spec of its Backbone return strategy\.Layer"
+    ):
+        llama_spec(layers[0])
 
 
 def test_a_layer_may_have_its_parts_anywhere(layers):

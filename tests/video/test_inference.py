@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from documents import scripts
@@ -19,7 +20,7 @@ import strategy
 import world
 from strategy import options as read
 from strategy import registry
-from videollava.eval.video import eval_video_qa
+from videollava.eval.video import eval_video_qa, run_inference_video_qa
 from videollava.eval.video.run_inference_video_qa import parse
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +231,20 @@ def test_a_new_option_is_a_flag_and_reaches_the_configuration(monkeypatch, capsy
     assert "How sharp, in % of nothing. For sharp. (default: 0.5)" in usage
     with pytest.raises(ValueError, match="sharpness='2': strategy=clse does not use it"):
         strategy.VTRConfig.take(dict(vars(parse(command("out", "--vtr_sharpness", "2")[2:]))))
+
+
+@pytest.mark.parametrize("reason", ["the model is being trained", None])
+def test_decisions_about_graphs_follow_the_summary(monkeypatch, capsys, tmp_path, reason):
+    record, answers = strategy.RunRecord("clse", 4, None), Mock(done={}, file=tmp_path / "pred.json")
+    if reason:
+        record.decide("answer", "stock loop", reason)
+    monkeypatch.setattr(run_inference_video_qa, "run", lambda options: (answers, [], record))
+    monkeypatch.setattr(sys, "argv", command(tmp_path)[1:])
+    assert run_inference_video_qa.main() == 0
+    said = capsys.readouterr().out
+    assert said.startswith(record.summary())
+    lines = ["decisions of the graph engine:", f"1 x answer: stock loop ({reason})"] if reason else []
+    assert said.removeprefix(record.summary()).splitlines()[1:-1] == lines
 
 
 def test_documented_python_runs():

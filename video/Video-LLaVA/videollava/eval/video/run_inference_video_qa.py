@@ -288,6 +288,8 @@ def main() -> int:
         return 0
     answers, left_out, record = result
     print(record.summary())
+    if decisions := record.graph_report():
+        print(f"decisions of the graph engine:\n{decisions}")
     joined: Path | None = answers.file
     if options.num_chunks > 1:
         joined = merge(Path(options.output_dir), options.output_name, options.num_chunks)
