@@ -1,7 +1,6 @@
 """Questions of lmms-eval's tasks, answered by one of its models."""
 
 import gc
-import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -11,11 +10,11 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager, get_task_dict
-from PIL import Image
 
 import strategy
 from comparison.inspection import Inspection, StageRecorder
 from comparison.runs import Run, run_of
+from strategy.evaluation.pictures import open_picture, to_rgb
 
 
 class Lmms:
@@ -63,15 +62,6 @@ class Lmms:
         if task not in tasks.all_subtasks:
             raise ValueError(f"--tasks {task}: lmms-eval has no single task of that name; name a group's tasks")
         lm = self.load(options)
-        generate, seconds = lm.generate_until, [0.0]
-
-        def timed(requests: list[Any]) -> list[str]:
-            start = time.perf_counter()
-            answers = generate(requests)
-            seconds[0] += time.perf_counter() - start
-            return answers
-
-        lm.generate_until = timed
         results = simple_evaluate(
             model=lm, tasks=[task], task_manager=tasks, limit=limit, batch_size=1, log_samples=True
         )
@@ -86,11 +76,11 @@ class Lmms:
             metric=metric,
             accuracy=accuracy,
             scores=tuple(map(float, values)) if mean is not False and abs(mean - accuracy) < 1e-6 else (),
-            answers=tuple(str(sample["filtered_resps"][0]) for sample in samples),
+            answers=tuple(_answer(sample["filtered_resps"]) for sample in samples),
             targets=tuple(str(sample["target"]) for sample in samples),
             record=lm.record.means(),
             graph_report=lm.record.graph_report(),
-            seconds=seconds[0] / len(samples),
+            seconds=lm.seconds / len(samples),
         )
 
     def inspect_many(
@@ -102,21 +92,23 @@ class Lmms:
         [loaded] = get_task_dict([task], self._tasks, kind).values()
         loaded.build_all_requests(limit=limit)
         lm.task_dict[task] = loaded.dataset
-        requests = {request.doc_id: request for request in loaded.instances}
+        requests: dict[int, list[Any]] = {}
+        for each in loaded.instances:  # several for a question whose choices are scored
+            requests.setdefault(each.doc_id, []).append(each)
         inspections = []
         for number in numbers:
-            request = requests[number]
-            document = loaded.dataset[request.args[-1]][number]
+            own = requests[number]
+            document = loaded.dataset[own[0].args[-1]][number]
             pictures, target = loaded.doc_to_visual(document), str(loaded.doc_to_target(document))
-            inspections.append(self._inspect(lm, request, options, request.args[0], pictures, target))
+            inspections.append(self._inspect(lm, own, options, own[0].args[0], pictures, target))
         return inspections
 
     def inspect_one(self, image: str, question: str, options: Mapping[str, Any]) -> Inspection:
         """Answer a question about the picture in a file; ValueError if the file cannot be read."""
         try:
-            picture = Image.open(image).convert("RGB")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--image {image}: {error}") from error
+            picture = to_rgb(open_picture(image))
+        except ValueError as error:
+            raise ValueError(f"--image {error}") from error
         lm = self.load(options, force_simple=True)
         lm.task_dict = {"look": {"test": [{}]}}
         generation = {"max_new_tokens": 64, "temperature": 0, "do_sample": False}
@@ -126,19 +118,30 @@ class Lmms:
             idx=0,
             metadata={"task": "look", "repeats": 1, "doc_id": 0},
         )
-        return self._inspect(lm, request, options, question, [picture], "")
+        return self._inspect(lm, [request], options, question, [picture], "")
 
     def _inspect(
-        self, lm: Any, request: Any, options: Mapping[str, Any], question: Any, pictures: list[Any], target: str
+        self, lm: Any, requests: list[Any], options: Mapping[str, Any], question: Any, pictures: list[Any], target: str
     ) -> Inspection:
         # Only the stock loop can be watched; an engine that the user gave stays, so that a warning says so.
         config = strategy.VTRConfig(**{"engine": "eager"} | dict(options))
         recorder = StageRecorder(config)
         strategy.detach(lm.model)
         lm.record = strategy.attach(lm.model, config, watch=recorder)
-        [answer] = lm.generate_until([request])
-        text = question if isinstance(question, str) else request.doc["question"]
-        return recorder.inspection(text, target, answer, lm.as_seen(pictures), lm.record)
+        answers = getattr(lm, requests[0].request_type)(requests)
+        if lm.totals.unanswered:
+            raise ValueError(f"the question {question!r} could not be answered, see above")
+        text = question if isinstance(question, str) else requests[0].doc["question"]
+        return recorder.inspection(text, target, _answer(answers), lm.as_seen(pictures), lm.record)
+
+
+def _answer(responses: Sequence[Any]) -> str:
+    """Return the answer among the responses to one question; where choices were scored, the number of the best one."""
+    texts = [getattr(response, "text", response) for response in responses]
+    if isinstance(texts[0], str):
+        return texts[0]
+    losses = [loss for loss, _ in texts]
+    return str(losses.index(min(losses)))
 
 
 def _metric(results: Mapping[str, Any]) -> tuple[str, float]:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import libyaml  # noqa: F401
 import pytest
+from comparison.digest import packages_with
 from PIL import Image
 
 from comparison import cli, compare, look
-from comparison.digest import packages_with
 from comparison.runs import load
 from strategy import VTRConfig, available, backbone
 
