@@ -11,12 +11,12 @@ from pathlib import Path
 
 import libyaml  # noqa: F401
 import pytest
-from comparison.digest import packages_with
 from PIL import Image
 
 from comparison import cli, compare, look
 from comparison.runs import load
 from strategy import VTRConfig, available, backbone
+from strategy.evaluation.digest import packages_with
 
 ROOT = Path(__file__).parents[1]
 PICTURE, QUESTION = "examples/shapes/picture.jpg", "What colour is the star?"
