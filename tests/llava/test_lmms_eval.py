@@ -165,3 +165,12 @@ def test_the_loss_of_an_unreadable_picture_is_infinite():
     (loss, _), unread = loglikelihoods(load("keep_tokens=64"), [(0, "red"), (1, "red")], documents)
     assert loss < float("inf")
     assert unread == (float("inf"), False)
+
+
+@pytest.mark.parametrize(
+    ("until", "expected"), [(["\n\n"], "one\n\ntwo. three"), (["\n\n", "."], "one\n\ntwo"), ("three", "one\n\ntwo.")]
+)
+def test_a_blank_line_cuts_no_answer(monkeypatch, until, expected):
+    lm = load("enabled=False")
+    monkeypatch.setattr(lm.tokenizer, "batch_decode", lambda *_, **__: ["one\n\ntwo. three"])
+    assert lm._generate(["What?"], [[]], {"until": until, "max_new_tokens": 1}) == [expected]

@@ -4,6 +4,7 @@ import pytest
 from question_checks import *  # noqa: F403
 from question_checks import Wrapper
 from qwen_lmms_checks import qwen
+from qwen_question_checks import *  # noqa: F403
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,9 @@ def test_a_video_that_cannot_be_decoded_is_named(tmp_path, content):
 def test_a_prompt_has_a_token_for_each_frame():
     assert prepare_prompt("what?") == "<image>" * 8 + "\nwhat?"
     assert prepare_prompt("in <video> what?") == "in " + "<image>" * 8 + " what?"
+    # Marks whose number is not that of the videos are text.
+    assert prepare_prompt("<video> or <video>?") == "<image>" * 8 + "\n< video> or < video>?"
+    assert prepare_prompt("<image> in <video>?") == "< image> in " + "<image>" * 8 + "?"
 
 
 def test_a_checkpoint_loads_with_both_towers_and_gives_the_students_answer(loaded, student):
