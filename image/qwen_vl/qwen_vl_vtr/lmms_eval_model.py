@@ -145,9 +145,7 @@ class PrunedQwen(PrunedModelMixin, lmms):
                 "<image 1> where the first one belongs"
             )
         if len(places) < visuals:
-            self.log(
-                "WARNING", f"{text[:60]!r}: only {len(places)} of its {visuals} visuals are in the prompt, by <image N>"
-            )
+            self.log("WARNING", f"{text[:60]!r} has a place <image N> for only {len(places)} of its {visuals} visuals")
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
         """Answer each request, in order; a request that cannot be answered is logged and gets an empty answer."""

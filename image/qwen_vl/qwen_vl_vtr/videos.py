@@ -62,11 +62,12 @@ class VideoFiles:
         copy = self._new_name(".avi")
         with av.open(str(copy), "w") as output:
             # The frame rate grows with the frames, so that the video lasts as long.
-            stream = output.add_stream("ffv1", rate=Fraction(rate * count / len(frames)).limit_denominator(1000))
+            rate = (Fraction(rate) * count / len(frames)).limit_denominator(1000)
+            stream = output.add_stream("ffv1", rate=rate)
             stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, "bgr0"
             for number in range(count):
                 frame = frames[number * len(frames) // count].reformat(stream.width, stream.height, stream.pix_fmt)
-                frame.pts = number
+                frame.time_base, frame.pts = 1 / rate, number
                 output.mux(stream.encode(frame))
             output.mux(stream.encode(None))
         return copy
