@@ -138,12 +138,15 @@ def visuals_of(document):
     return document["visuals"]
 
 
-def ask(lm, documents):
+def ask(lm, documents, **options):
     """Return the answers to questions, and what was logged."""
     rows = [{"question": each.question, "visuals": each.visuals} for each in documents]
     lm.task_dict = {"test": {"test": rows}}
+    requests = asked(rows, "test", visuals_of)
+    for request in requests:
+        request.args[1].update(options)
     with logged() as log:
-        return lm.generate_until(asked(rows, "test", visuals_of)), log
+        return lm.generate_until(requests), log
 
 
 def texts(answers):
@@ -208,6 +211,18 @@ def test_what_concerns_the_model_ends_the_run(wrapper, monkeypatch, error):
     monkeypatch.setattr(lm.model, "generate", fail)
     with pytest.raises(type(error), match=str(error)):
         ask(lm, [Question([wrapper.questions[0]["image"]])])
+
+
+def test_questions_that_are_asked_again_keep_their_options(wrapper):
+    lm = wrapper.load("enabled=False,batch_size=2", force_simple=True)
+    rows = [wrapper.questions[number] for number in range(3)]
+    ordinary = [Question([row["image"]], question=row["question"]) for row in rows]
+    whole = texts(ask(lm, ordinary)[0])
+    until = whole[0][1]
+    expected = [text.split(until)[0] for text in whole]
+    assert expected != whole
+    for documents in (ordinary, [*ordinary, Question(KeyError("image"))]):
+        assert texts(ask(lm, documents, until=[until])[0])[:3] == expected
 
 
 def test_a_run_whose_first_questions_all_fail_ends(wrapper, monkeypatch):

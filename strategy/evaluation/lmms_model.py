@@ -34,7 +34,7 @@ def what_answers_depend_on(module: str, weights: Iterable[str | Path]) -> dict[s
     """Return digests of the code and of the weights that make answers, and the versions of libraries.
 
     Args:
-        module: The module of the model's class, whose package is the backbone's.
+        module: A module of the backbone's package.
         weights: The folders of the weights.
     """
     code = digest.of_code(("strategy", module.partition(".")[0]))

@@ -4,6 +4,7 @@ Only what concerns the model itself, such as memory that runs out or a lost proc
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,10 @@ class Model(Preparer, Protocol):
 def concerns_the_model(error: Exception) -> bool:
     """Return whether an error concerns the model itself, so that no other question could be answered either."""
     return isinstance(error, FATAL) or any(mark in str(error) for mark in FATAL_MARKS)
+
+
+def _with_own_options(request: Any) -> Any:
+    return replace(request, arguments=tuple(dict(part) if isinstance(part, dict) else part for part in request.args))
 
 
 class VisualsLostError(ValueError):
@@ -98,7 +103,8 @@ class QuestionAnswerer:
         record = self.model.record
         before = record.snapshot()
         try:
-            answers = self.answer(part)
+            # Some wrappers take options out of a request, which may have to be asked again.
+            answers = self.answer([_with_own_options(request) for request in part])
             self._check_visuals(part, record.samples - before["samples"])
         except Exception as error:
             if self._ends_the_run(error):

@@ -1,8 +1,36 @@
+"""Comparisons and `look` with LLaVA."""
+
 import pytest
 from comparison_checks import *  # noqa: F403
 from comparison_checks import PICTURE, QUESTION, Asked
+from lmms_checks import CHECKPOINTS
+from PIL import Image
+
+from comparison.lmms import Lmms
 
 
 @pytest.fixture
 def asked():
     return Asked("llava_vtr", "shapes-llava", "shapes", PICTURE, QUESTION)
+
+
+def test_look_opens_a_file_as_a_data_set_does(tmp_path):
+    exif, picture = Image.Exif(), Image.new("RGBA", (60, 30), (255, 0, 0, 0))
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    evaluator = Lmms("llava_vtr", str(CHECKPOINTS / "shapes-llava"), "device=cpu", None)
+    [shown] = evaluator.inspect_one(str(tmp_path / "turned.png"), QUESTION, {"keep_tokens": 192}).frames
+    # The turned picture is high, so grey borders stand left and right of what is transparent, and so white.
+    middle = shown.width // 2
+    assert shown.getpixel((middle, 2)) == shown.getpixel((middle, middle)) == (255, 255, 255)
+    assert shown.getpixel((2, middle)) != (255, 255, 255)
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (b"text", "cannot identify image file")])
+def test_look_names_a_file_that_is_no_picture(tmp_path, content, words):
+    file = tmp_path / "x.png"
+    if content:
+        file.write_bytes(content)
+    evaluator = Lmms("llava_vtr", str(CHECKPOINTS / "shapes-llava"), "device=cpu", None)
+    with pytest.raises(ValueError, match=f"^--image {file}: {words}"):
+        evaluator.inspect_one(str(file), QUESTION, {"keep_tokens": 192})

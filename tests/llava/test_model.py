@@ -93,6 +93,16 @@ def test_a_picture_is_padded_to_a_square_in_the_mean_colour(loaded):
     assert cropped[0, 0].min() > 1
 
 
+@pytest.mark.parametrize("aspect", ["pad", "square"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 3), (3, 1), (300, 3), (5, 1)])
+def test_a_picture_of_few_rows_keeps_its_colours(loaded, size, aspect):
+    config, processor = SimpleNamespace(image_aspect_ratio=aspect), loaded[2]
+    small, large = (process_images([Image.new("RGB", each, "red")], processor, config) for each in (size, (40, 40)))
+    assert small.shape == large.shape
+    middle = small.shape[-1] // 2
+    assert torch.equal(small[0, :, middle, middle], large[0, :, 0, 0])
+
+
 def test_a_batch_answers_as_each_prompt_alone(loaded, pictures):
     tokenizer, model, processor, _ = loaded
     pixels = process_images(pictures, processor, model.config)

@@ -87,7 +87,8 @@ def run_settings(options: argparse.Namespace, config: strategy.VTRConfig) -> dic
     names = ("model_path", "model_max_length", "num_samples", "num_chunks", "chunk_idx")
     files = {name: getattr(options, name) for name in ("gt_file_question", "gt_file_answers")}
     digests = {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
-    answering = what_answers_depend_on(__name__, weight_folders(options.model_path, options.cache_dir))
+    # The name of this module is not its own when it is run as a script.
+    answering = what_answers_depend_on(AnswerFile.__module__, weight_folders(options.model_path, options.cache_dir))
     pruning = config.values() if config.enabled else {"enabled": False}
     return {name: getattr(options, name) for name in names} | digests | answering | pruning
 
