@@ -16,7 +16,7 @@ from strategy.base import Strategy
 from strategy.config import VTRConfig
 from strategy.graph.fallback import STOCK_LOOP, wants_graphs
 from strategy.graph.generator import GraphGenerator
-from strategy.kernels.layer_check import try_layers
+from strategy.kernels.layer_check import Trial, try_layers
 from strategy.kernels.layer_facts import is_zero_sharded, tp_group_of
 from strategy.kernels.llama_layer import fusion_blocker
 from strategy.metrics.meter import CostMeter
@@ -58,11 +58,17 @@ class Attachment:
         self.model, self.decoder = model, decoder
         strategy, plan = _planned(config, backbone, decoder)
         described, layers = backbone.layer_specs(decoder), decoder.layers
-        reasons = {"a bare decoder does not generate": model is decoder, "watch= sees stock layers only": bool(watch)}
+        reasons = {
+            "a bare decoder does not generate": model is decoder,
+            "watch= sees stock layers only": watch is not None,
+        }
         stock_loop = next((reason for reason, applies in reasons.items() if applies), None)
         fuses = config.engine != "eager" and stock_loop is None
         blocker = fusion_blocker(layers, described) if fuses else None
-        specs, difference = try_layers(decoder, described, backbone, fused=fuses and not blocker)
+        fused = fuses and not blocker
+        # Of an unpruned model that the stock loop runs, nothing is computed by a description.
+        tried = plan is not None or fused
+        specs, difference = try_layers(decoder, described, backbone, fused) if tried else Trial(tuple(described))
         blocker = blocker or difference
         if blocker and config.engine == "graph":
             raise ValueError(f"engine=graph: {blocker} cannot be fused; allowed here are engine=eager and engine=auto")

@@ -167,13 +167,6 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
-def unquoted(value: Any) -> Any:
-    """Return a text without the quotes around it, if there are any; other values as they are."""
-    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-        return value[1:-1]
-    return value
-
-
 def without_prefix(arguments: dict[str, Any], names: Iterable[str], prefix: str = "vtr_") -> Mapping[str, Any]:
     """Take options out of a mapping of arguments, each under its own name or with a prefix, and leave the rest in it.
 

@@ -125,6 +125,8 @@ def test_each_picture_keeps_its_share_of_its_own_tokens(wrapper):
         ("resume_folder=/dev/null", "resume_folder=/dev/null: no folder can be made there"),
         ("zero_stage=3", "zero_stage=3: want several processes started together, not 1"),
         ("tensor_parallel=2", "tensor_parallel=2: want 2 processes started together or a multiple of it, not 1"),
+        ("vtr_keep_ratio=0.2,vtr_retain_ratio=0.2", "keep_ratio and retain_ratio are the same argument"),
+        ("vtr_strategy=fastv,vtr_query_aggregation=last", "query_aggregation='last': strategy=fastv does not use it"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(wrapper, knobs, words):

@@ -18,17 +18,3 @@ import pytest
 def test_a_ratio_and_an_aggregation_of_priortr_are_taken(wrapper, arguments, layers, kept):
     plan = wrapper.load(arguments).record.plan
     assert (plan.layers, plan.kept(304)) == (layers, kept)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("vtr_keep_ratio=0.2,vtr_retain_ratio=0.2", "keep_ratio and retain_ratio are the same argument"),
-        ("vtr_strategy=fastv,vtr_query_aggregation=last", "query_aggregation='last': strategy=fastv does not use it"),
-    ],
-)
-def test_what_contradicts_itself_is_one_sentence(wrapper, arguments, words):
-    with pytest.raises(SystemExit) as stop:
-        wrapper.load(arguments)
-    assert str(stop.value).startswith(f"{wrapper.name}: ")
-    assert words in str(stop.value)

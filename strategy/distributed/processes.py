@@ -10,6 +10,8 @@ from torch.distributed.rendezvous import rendezvous
 
 TIMEOUT_ENV = "VTR_RANK_WAIT"
 DEFAULT_TIMEOUT = 1800.0  # seconds
+# Placements of a model's parts over several devices, which accelerate chooses.
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 POLL_SECONDS = 0.1  # between two looks at what the other ranks have written
 
 

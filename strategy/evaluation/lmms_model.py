@@ -21,7 +21,6 @@ from strategy.evaluation import digest
 from strategy.evaluation.questions import QuestionAnswerer
 from strategy.evaluation.requests import answer_own, pool_requests
 from strategy.evaluation.resume import AnswerJournal
-from strategy.options import unquoted
 
 # Settings that cannot change answers, and are ignored on resume; of the weights the content counts, not the path.
 IGNORED_ON_RESUME = (
@@ -124,7 +123,7 @@ class PrunedModelMixin:
         others = {name: value for name, value in (additional_config or {}).items() if value is not None}
         for name in arguments.keys() & others.keys():
             raise SystemExit(f"{cls.model_id}: {name} is among --model_args: give it as --{name} {arguments[name]}")
-        return cls(**{name: unquoted(value) for name, value in arguments.items()}, **others)
+        return cls(**{name: _unquoted(value) for name, value in arguments.items()}, **others)
 
     def open_journal(
         self, config: VTRConfig, arguments: Mapping[str, Any], tp_size: int, weights: Iterable[str | Path]
@@ -263,3 +262,10 @@ class PrunedModelMixin:
             if report := record.graph_report():
                 self.log("INFO", f"decisions about CUDA graphs:\n{report}")
         super().clean()  # type: ignore[misc]
+
+
+def _unquoted(value: Any) -> Any:
+    """Return a text without the quotes around it, if there are any; other values as they are."""
+    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        return value[1:-1]
+    return value

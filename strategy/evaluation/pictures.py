@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 WIDE_MODES = ("I", "F")  # and those that begin with "I;": their values go beyond 255
 LARGEST_16_BIT = 65535.0
+UPRIGHT = 1  # EXIF's orientation of a picture that is not to be turned
 WHITE = (255, 255, 255)
 
 
@@ -51,7 +52,7 @@ def is_animated(picture: Any) -> bool:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture as it is meant to be seen, in RGB.
+    """Return a picture as it is meant to be seen, in RGB; the picture itself if it is that already.
 
     The picture is turned as its EXIF data say; what is transparent becomes white; values of more than 8 bits are scaled
     to 8 bits, see `_scaled`.
@@ -60,13 +61,15 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         ValueError: The picture has values that are not finite, or a mode that cannot be converted.
     """
     with suppress(Exception):  # broken EXIF data are no reason to lose the picture
-        picture = ImageOps.exif_transpose(picture)
+        if picture.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
+            picture = ImageOps.exif_transpose(picture)
     if picture.mode in WIDE_MODES or picture.mode.startswith("I;"):
         return _scaled(picture).convert("RGB")
     if picture.mode == "La":  # Pillow converts this mode to its unmultiplied form only
         picture = picture.convert("LA")
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        # A copy of each picture of each question would take milliseconds.
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     seen = picture.convert("RGBA")
     background = Image.new("RGB", seen.size, WHITE)
     background.paste(seen, mask=seen.getchannel("A"))

@@ -45,10 +45,6 @@ def _with_own_options(request: Any) -> Any:
     return replace(request, arguments=tuple(dict(part) if isinstance(part, dict) else part for part in request.args))
 
 
-class VisualsLostError(ValueError):
-    """Questions came with visuals, and their prompts had none."""
-
-
 class QuestionAnswerer:
     """Answers requests of lmms-eval so that each question that fails is named and left without an answer.
 
@@ -120,11 +116,11 @@ class QuestionAnswerer:
         return answers
 
     def _check_visuals(self, part: list[Any], prefilled: int) -> None:
-        """Raise `VisualsLostError` if fewer prompts had visuals than questions came with some."""
+        """Raise ValueError if fewer prompts had visuals than questions came with some."""
         asked = map(question, part)
         wanted = sum(key in self.guard.with_visuals and key not in self.guard.reasons for key in asked)
         if prefilled < wanted:
-            raise VisualsLostError("none of its visuals is in the prompt")
+            raise ValueError("none of its visuals is in the prompt")
 
     def _ends_the_run(self, error: Exception) -> bool:
         """Return whether an error concerns the model rather than a question."""

@@ -120,7 +120,12 @@ class AnswerJournal:
                 answers[index] = new
             self._add(
                 # Some of lmms-eval's own wrappers return the text with what it took to generate it.
-                Entry(self._run, keys[index], document_digest(requests[index]), _text(answers[index]))
+                Entry(
+                    self._run,
+                    keys[index],
+                    document_digest(requests[index]),
+                    getattr(answers[index], "text", answers[index]),
+                )
                 for index in indices
                 if answers[index] != empty_answer
             )
@@ -139,10 +144,6 @@ class AnswerJournal:
             self._log.close()
         if self._lock is not None:
             self._lock.release()
-
-
-def _text(answer: Any) -> Any:
-    return getattr(answer, "text", answer)
 
 
 def _keys(requests: Sequence[Any]) -> list[str]:
@@ -174,7 +175,7 @@ def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def _parse(entry: Any) -> Entry:
     """Return the answer in a line."""
-    if len(entry) == 2:  # the form of version 0.1.0, which does not name the run
+    if len(entry) == 2:  # the form of version 0.2.0, which does not name the run
         return Entry("", str(entry[0]), "", entry[1])
     run, question, document, answer = entry
     return Entry(str(run), str(question), str(document), answer)

@@ -55,7 +55,7 @@ def test_decisions_about_graphs_are_printed_behind_their_run(run, tmp_path, caps
         report = "3 x answer: stock loop (the model is being trained)"
         return run(strategy, budget, graph_report=report if strategy == "clse" else "")
 
-    monkeypatch.setattr(compare, "digest", lambda *_: "1")
+    monkeypatch.setattr(compare.digest, "of_code", lambda *_: "1")
     monkeypatch.setattr(compare, "facts", lambda *_: {})  # which need transformers
     evaluator = Evaluator(make)
     evaluator.package = "llava"

@@ -148,7 +148,7 @@ def test_what_differs_is_said_and_nothing_is_deleted(tmp_path):
         journal.close()
 
 
-def test_answers_of_version_0_1_0_are_not_used(tmp_path):
+def test_answers_of_version_0_2_0_are_not_used(tmp_path):
     (tmp_path / "0.jsonl").write_text('["key-0", "answer"]\n')
     journal = opened(tmp_path)
     assert "holds 1 answers of other runs" in journal.difference()

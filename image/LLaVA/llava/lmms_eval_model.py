@@ -45,7 +45,6 @@ ARGUMENTS: dict[str, Any] = {
 }
 # Those that lmms-eval's own LLaVA takes too, and that change no answer here or there.
 WITHOUT_EFFECT = ("model_name", "truncation", "truncate_context", "tie_weights", "use_cache")
-PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
 
@@ -84,12 +83,12 @@ def resolve_arguments(given: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"use_flash_attention_2=True and attn_implementation={other}: give one of the two")
         options["attn_implementation"] = "flash_attention_2"
     place, device = options["device_map"], options["device"]
-    if isinstance(place, str) and place not in PLACEMENTS:
+    if isinstance(place, str) and place not in processes.PLACEMENTS:
         try:
             processes.find_device(place)
         except ValueError as error:
             raise ValueError(
-                f"device_map={place!r}: allowed are {', '.join(PLACEMENTS)} and a device; {error}"
+                f"device_map={place!r}: allowed are {', '.join(processes.PLACEMENTS)} and a device; {error}"
             ) from None
         if device not in (None, place):
             raise ValueError(f"device={device} and device_map={place}: give one of the two")

@@ -6,12 +6,10 @@ from typing import Any
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from strategy.distributed.processes import find_device
+from strategy.distributed.processes import PLACEMENTS, find_device
 from strategy.options import Read, flag, numbers, one_of, positive
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
-# Placements over several devices, which accelerate chooses.
-SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def whole(least: int) -> Read:
@@ -113,7 +111,7 @@ def choose_devices(device: Any, device_map: Any, own: str) -> tuple[str, Any]:
 
     Args:
         device: The device that was asked for, if any.
-        device_map: The placement that was asked for, if any: a device, one of SPREAD, or a dictionary.
+        device_map: The placement that was asked for, if any: a device, one of PLACEMENTS, or a dictionary.
         own: The device of this process.
 
     Raises:
@@ -122,20 +120,21 @@ def choose_devices(device: Any, device_map: Any, own: str) -> tuple[str, Any]:
     device, device_map = (
         None if str(given).strip().lower() in ("", "none") else given for given in (device, device_map)
     )
-    asked = None if device_map is None or isinstance(device_map, dict) or device_map in SPREAD else device_map
+    asked = None if device_map is None or isinstance(device_map, dict) or device_map in PLACEMENTS else device_map
     if asked is not None:
         try:
             mapped = find_device(asked)
         except ValueError as error:
             raise ValueError(
-                f"device_map={device_map!r}: allowed are {', '.join(SPREAD)}, or a device that is here: cpu, cuda, ..."
+                f"device_map={device_map!r}: allowed are {', '.join(PLACEMENTS)}, or a device that is here: cpu, "
+                "cuda, ..."
             ) from error
         if device is not None and not _same(find_device(device), mapped):
             raise ValueError(f"device_map={device_map!r}: allowed is what device={device!r} says, or one of the two")
         device = mapped
     place = find_device(own if device is None else device)
     name = "cpu" if place.type == "cpu" else str(place)
-    spread = device_map in SPREAD and place.type == "cuda"
+    spread = device_map in PLACEMENTS and place.type == "cuda"
     return name, device_map if spread or isinstance(device_map, dict) else name
 
 

@@ -1,6 +1,6 @@
 """Loading a checkpoint in LLaVA-1.5's original format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,11 @@ def load_pretrained_model(
     return tokenizer, model.eval(), model.get_vision_tower().image_processor, context
 
 
-def weight_folders(model_path: str) -> list[Path]:
-    """Return the folders that a checkpoint's weights lie in: its own, and its vision tower's."""
+def weight_folders(model_path: str) -> Iterator[Path]:
+    """Yield the folders that a checkpoint's weights lie in: its own, and its vision tower's."""
     folder = find_folder(model_path)
-    return [folder, find_tower(folder, read_config(folder))]
+    yield folder
+    yield find_tower(folder, read_config(folder))
 
 
 def find_tower(folder: Path, config: LlavaConfig) -> Path:

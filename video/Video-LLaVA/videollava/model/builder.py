@@ -1,6 +1,6 @@
 """Loading a checkpoint in Video-LLaVA's original format."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -74,12 +74,14 @@ def load_pretrained_model(
     return tokenizer, model.to(place).eval(), context
 
 
-def weight_folders(model_path: str, cache_dir: str | None = None) -> list[Path]:
-    """Return the folders that a checkpoint's weights lie in: its own, and those of towers that are elsewhere."""
+def weight_folders(model_path: str, cache_dir: str | None = None) -> Iterator[Path]:
+    """Yield the folders that a checkpoint's weights lie in: its own, and those of towers that are elsewhere."""
     folder = find_folder(model_path, cache_dir)
+    yield folder
     config, shapes = read_config(folder, NEEDED), check_files(folder)
-    outside = [kind for kind in KINDS if not _is_inside(kind, shapes)]
-    return [folder, *(find_tower(folder, config, kind, cache_dir) for kind in outside)]
+    for kind in KINDS:
+        if not _is_inside(kind, shapes):
+            yield find_tower(folder, config, kind, cache_dir)
 
 
 def find_tower(folder: Path, config: LlavaConfig, kind: str, cache_dir: str | None) -> Path:
