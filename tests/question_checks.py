@@ -28,6 +28,13 @@ CLIP = ROOT / "examples/shapes/clips_test/videos/clip000.mp4"
 TOKENS = "<|im_end|> <|image_pad|><|video_pad|> <|vision_start|> <s></s> <image> <image><video> <ima<image>ge>"
 FORMATS = {"MP4": "libx264", "webm": "libvpx-vp9", "mkv": "libx264", "m4v": "mpeg4", "avi": "mpeg4", "mov": "libx264"}
 
+MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F", "LA", "PA", "RGBX", "RGBa")
+STORED = {  # the modes that a format can hold
+    "PNG": ("1", "L", "P", "RGB", "RGBA", "I;16", "LA"),
+    "TIFF": ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F", "LA"),
+    "JPEG": ("1", "L", "RGB", "CMYK", "YCbCr"),
+}
+
 
 @dataclass
 class Question:
@@ -254,15 +261,36 @@ def test_the_order_of_tokens_in_a_text_never_makes_a_place(wrapper):
     @given(st.lists(st.sampled_from(tokens), max_size=8).map("".join), st.integers(0, 2))
     def check(text, pictures):
         before = lm.record.samples, lm.record.visual_sum
-        one = ask(lm, [Question([picture])])[1]
+        one = ask(lm, [Question([picture])], max_new_tokens=1)[1]
         tokens_each = lm.record.visual_sum - before[1]
-        _, log = ask(lm, [Question([picture] * pictures, question=text)])
+        _, log = ask(lm, [Question([picture] * pictures, question=text)], max_new_tokens=1)
         assert not one.errors
         assert not log.errors
         assert lm.record.visual_sum - before[1] == tokens_each * (1 + pictures)
 
     check()
     assert seen
+
+
+def test_pictures_of_any_mode_size_and_file_name_reach_the_prompt(wrapper, tmp_path):
+    lm = wrapper.load("enabled=False", force_simple=True)
+    names = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=30)
+    sizes = st.tuples(st.integers(1, 300), st.integers(1, 300))
+
+    @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(sizes, st.sampled_from(MODES), names, st.sampled_from([*STORED, "x"]), st.sampled_from(["", ".png", ".JPG"]))
+    def check(size, mode, name, stored, suffix):
+        before = lm.record.samples
+        picture = Image.new(mode, size)
+        if mode in STORED.get(stored, ()):
+            file = tmp_path / f"{name}{suffix}"
+            picture.save(file, stored)
+            picture = str(file)
+        _, log = ask(lm, [Question([picture])], max_new_tokens=1)
+        assert not log.errors
+        assert lm.record.samples == before + 1
+
+    check()
 
 
 def evaluate(wrapper, folder, checkpoint, knobs="enabled=False", limit=4):

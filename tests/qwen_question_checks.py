@@ -5,6 +5,7 @@ The tests of a backbone import everything from here and give a fixture `wrapper`
 
 import pytest
 from lmms_eval.api.instance import Instance
+from lmms_eval.api.task import ConfigurableMessagesTask
 from PIL import Image
 from question_checks import Question, ask, hostile, logged, texts
 
@@ -51,16 +52,15 @@ def test_the_chat_form_answers_or_names_as_the_simple_form_does(wrapper, tmp_pat
     if lm.is_simple:
         pytest.skip("this model has no chat form")
     documents = list(hostile(tmp_path, wrapper.questions[0]["image"]).items())
-    # Messages name each visual's kind, so there are no visuals of unknown kinds.
+    # lmms-eval makes messages of no other visuals.
     documents = [
         (name, each)
         for name, each in documents
-        if isinstance(each.visuals, list) and not any(isinstance(visual, list) for visual in each.visuals)
+        if isinstance(each.visuals, list) and all(isinstance(v, (str, dict, Image.Image)) for v in each.visuals)
     ]
 
     def messages(document):
-        parts = [{"type": "video" if document.videos else "image", "url": each} for each in document.visuals]
-        return [{"role": "user", "content": [*parts, {"type": "text", "text": document.question}]}]
+        return ConfigurableMessagesTask._build_user_turn(document.visuals, document.question)
 
     lm.task_dict = {"test": {"test": [each for _, each in documents]}}
     options = {"max_new_tokens": 4, "temperature": 0, "do_sample": False}

@@ -175,7 +175,9 @@ class VisualGuard:
         if part["type"] not in MEDIA:
             return {**part, "text": self.preparer.prepare_text(part["text"])}
         self.with_visuals.add(key)
-        return {**part, "url": self._prepared(part["url"])}
+        visual = self._prepared(part["url"])
+        # lmms-eval names the type by the file's extension: a GIF is a picture to it, and a .webm a sound.
+        return {**part, "type": "video" if isinstance(visual, str) else "image", "url": visual}
 
     def _prepared(self, visual: Any) -> Image.Image | str:
         """Return a visual as the model takes it; raise `_UnreadableError` if that is not possible."""

@@ -48,6 +48,15 @@ def test_frames_are_evenly_spaced_and_the_same_each_time():
     assert (drawn - frames).abs().mean() < 5 < (other - frames).abs().mean(), "the frames that models are trained on"
 
 
+def test_an_animated_gif_is_a_video(tmp_path):
+    colours = [(60 * number, 0, 0) for number in range(4)]
+    first, *others = [Image.new("RGB", (64, 48), colour) for colour in colours]
+    first.save(tmp_path / "x.gif", save_all=True, append_images=others, duration=100)
+    frames = load_video(tmp_path / "x.gif", 4)
+    assert frames.shape == (4, 3, 48, 64)
+    assert frames[:, :, 0, 0].tolist() == [list(colour) for colour in colours]
+
+
 def test_a_video_is_scaled_on_its_short_side_and_cut_in_the_middle():
     frames = torch.zeros(8, 3, 100, 300, dtype=torch.uint8)
     frames[:, :, :, 100:200] = 255

@@ -1,12 +1,14 @@
 """Reading the benchmarks' files: nothing lost, nothing shifted."""
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videollava.eval.video.questions import Sample, chunk, find_video, read_samples
+from videollava.eval.video.questions import EXTENSIONS, Sample, chunk, find_video, read_samples
 
 
 def write(folder, questions, answers):
@@ -70,6 +72,25 @@ def test_a_video_is_found_whatever_its_extension(tmp_path, name):
     assert find_video(tmp_path, "clip") == tmp_path / name
     with pytest.raises(ValueError, match=r"no video other in .*\.mp4"):
         find_video(tmp_path, "other")
+
+
+@given(
+    name=st.text(st.characters(exclude_characters="/"), min_size=1, max_size=300),
+    suffix=st.sampled_from(["", *EXTENSIONS, *map(str.upper, EXTENSIONS)]),
+    there=st.booleans(),
+)
+def test_any_name_of_a_video_is_found_or_named(name, suffix, there):
+    with TemporaryDirectory() as folder:
+        try:
+            if there:
+                (Path(folder) / f"{name}{suffix}").write_bytes(b"")
+        except (OSError, ValueError):  # no file can have such a name
+            there = False
+        if there:
+            assert find_video(folder, name) == Path(folder) / f"{name}{suffix}"
+        else:
+            with pytest.raises(ValueError, match="no video"):
+                find_video(folder, name)
 
 
 @given(count=st.integers(0, 40), chunks=st.integers(1, 12))

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import av
 import decord
 import numpy as np
 import torch
@@ -44,14 +45,24 @@ def load_video(path: str | Path, frames: int = NUM_FRAMES) -> Tensor:
         ValueError: The file, which the message names, cannot be opened or decoded.
     """
     try:
-        reader = decord.VideoReader(str(path), num_threads=1)
-        if not len(reader):
-            raise ValueError("it has no frames")
-        picked = np.linspace(0, len(reader) - 1, frames, dtype=int)
-        return torch.from_numpy(reader.get_batch(picked).asnumpy()).permute(0, 3, 1, 2)
-    except (decord.DECORDError, RuntimeError, ValueError, OSError, IndexError) as error:
+        try:
+            reader = decord.VideoReader(str(path), num_threads=1)
+            picked = reader.get_batch(_evenly(len(reader), frames)).asnumpy()
+        except decord.DECORDError:  # such as an animated GIF, whose length the file does not hold
+            with av.open(str(path)) as video:
+                every = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+            picked = np.stack([every[number] for number in _evenly(len(every), frames)])
+        return torch.from_numpy(picked).permute(0, 3, 1, 2)
+    except (decord.DECORDError, av.FFmpegError, RuntimeError, ValueError, OSError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: cannot be decoded ({reason})") from error
+
+
+def _evenly(count: int, wanted: int) -> np.ndarray:
+    """Return the numbers of `wanted` frames that are evenly spaced over `count`; raise ValueError if there are none."""
+    if not count:
+        raise ValueError("it has no frames")
+    return np.linspace(0, count - 1, wanted, dtype=int)
 
 
 def prepare_video(frames: Tensor, side: int = 224) -> Tensor:

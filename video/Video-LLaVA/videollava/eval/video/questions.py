@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def find_video(folder: str | Path, name: str) -> Path:
     for stem in (name, f"v_{name}"):
         for extension in ("", *EXTENSIONS, *map(str.upper, EXTENSIONS)):
             file = Path(folder) / f"{stem}{extension}"
-            if file.is_file():
+            if os.path.isfile(file):  # `Path.is_file` raises where a name is too long
                 return file
     raise ValueError(f"no video {name} in {folder}: tried {', '.join(EXTENSIONS)}, also with v_ in front")
 
