@@ -43,7 +43,8 @@ VIDEO = "video/Video-LLaVA"
 DEMO = ("--budgets", "192,128,64", "--output", "results/demo")
 COMMANDS = ("compare", "look")  # of the package comparison, told which model and weights
 SPEED = "speed"  # the benchmark, told which backbone
-PYTEST = ("pytest", "-n", "2", "--dist", "loadgroup")
+# A file to a worker, so that what its tests share is built once.
+PYTEST = ("pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 QUICK = ("engine", "hostile", "model")  # the tests of one backbone that start no process
 
 nox.options.sessions = ["lint", "strategy", *BACKBONES, "video"]

@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import os
 from collections import defaultdict
 
 import pytest
@@ -12,12 +13,23 @@ settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="run every row of the matrices marked `pairs`")
+    parser.addoption("--full", action="store_true", help="run every row of each matrix")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("full"):
+        os.environ["VTR_FULL_MATRIX"] = "1"  # for the processes that tests start
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep of each matrix marked `pairs` the rows in which every two values of its parameters meet."""
+    """Begin with the files that start processes, and keep of each matrix marked `pairs` the rows that `cover` chooses.
+
+    These are the rows in which every two values of its parameters meet.
+    """
+    # They take longest, and a long file at the end would leave the other workers idle.
+    first = {item.path for item in items if item.get_closest_marker("processes")}
+    items.sort(key=lambda item: item.path not in first)
     if config.getoption("full"):
         return
     matrices = defaultdict(list)

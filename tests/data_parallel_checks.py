@@ -13,7 +13,7 @@ from lmms_checks import LMMS_EVAL, ROOT, TASKS
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.processes
 TYPED = ("-m", "lmms_eval")
 LIMIT = 5  # which neither two nor three processes share evenly
 KNOBS = "strategy=clse,keep_tokens=64"

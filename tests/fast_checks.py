@@ -17,6 +17,7 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
+from matrix import CELLS, FULL, KINDS, NAMES
 from torch._dynamo.exc import TorchDynamoException
 
 import strategy
@@ -103,8 +104,17 @@ def same_means(own: dict[str, Any], its: dict[str, Any], kind: str) -> None:
         assert own[name] == its[name], name
 
 
-@pytest.mark.parametrize("kind", ["one", "several", "mixed", "text"])
-@pytest.mark.parametrize("name", ["unpruned", *strategy.available()])
+# The stock loop prefills prompts of other kinds than these, and does it alike whatever the strategy.
+GRAPHED = ("one", "several")
+CASES = [
+    (name, kind)
+    for name in NAMES
+    for kind in (*KINDS, "text")
+    if FULL or kind in GRAPHED or name in ("unpruned", "clse")
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_answers_and_records_are_those_of_the_stock_loop(asked, ran, device, name, kind):
     if kind not in asked.prompts:
         pytest.skip("this backbone has no such prompts")
@@ -116,7 +126,7 @@ def test_answers_and_records_are_those_of_the_stock_loop(asked, ran, device, nam
     tokens, run = answered(asked, kind, times, **given)
     assert torch.equal(tokens, stock)
     same_record(run, told, kind)
-    assert bool(ran["prefill"]) == (kind in ("one", "several"))
+    assert bool(ran["prefill"]) == (kind in GRAPHED)
     assert ran["decode"]
 
 
@@ -161,14 +171,15 @@ def traced() -> Iterator[None]:
 def test_what_is_fused_can_be_traced_whole_and_answers_the_same(asked, traced, device):
     if device == "cuda":
         pytest.skip("there it is fused in the other tests")
-    for given in ({"enabled": False}, *({"strategy": name} for name in strategy.available())):
-        for kind in ("one", "several"):
-            stock, told = answered(asked, kind, engine="eager", **given)
-            # What scores is counted the first time and fused the second.
-            tokens, run = answered(asked, kind, 2, **given)
-            assert torch.equal(tokens, stock), given
-            for ours, theirs in zip(run.stages, told.stages, strict=True):
-                assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
+    for name, kind in CELLS:
+        given = {"enabled": False} if name == "unpruned" else {"strategy": name}
+        prompts = "several" if kind == "mixed" else kind  # the prefill of mixed ones is not fused
+        stock, told = answered(asked, prompts, engine="eager", **given)
+        # What scores is counted the first time and fused the second.
+        tokens, run = answered(asked, prompts, 2, **given)
+        assert torch.equal(tokens, stock), given
+        for ours, theirs in zip(run.stages, told.stages, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -422,9 +433,12 @@ def test_a_model_that_the_graph_engine_never_answers_says_why_once(asked, ran, m
         assert torch.equal(answer(asked), stock)
         assert torch.equal(answer(asked), stock)
     strategy.detach(asked.model)
-    assert [str(each.message) for each in said] == [f"engine=graph: answering with the eager engine, since {reason}"]
+    own = [text for text in (str(each.message) for each in said) if text.startswith("engine=")]
+    assert own == [f"engine=graph: answering with the eager engine, since {reason}"]
     assert not ran
-    assert run.graph_report() == f"1 x answer: stock loop ({reason})"
+    # On a GPU, the vision modules may have graphs of their own.
+    answers = [line for line in run.graph_report().splitlines() if " x answer: " in line]
+    assert answers == [f"1 x answer: stock loop ({reason})"]
 
 
 def test_an_engine_that_nobody_asked_for_is_not_missed(asked, device):

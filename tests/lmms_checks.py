@@ -140,7 +140,7 @@ def sharing(wrapper, folder, processes):
     return [said[number] for number in range(5)]
 
 
-@pytest.mark.xdist_group("processes")
+@pytest.mark.processes
 def test_processes_that_share_a_model_answer_as_one(wrapper, tmp_path):
     assert sharing(wrapper, tmp_path, 2) == wrapper.answers(wrapper.load("keep_tokens=64"), 5)
 

@@ -5,7 +5,7 @@ Where there is a GPU for each they compute on those and talk through NCCL, else 
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import methodcaller
 from pathlib import Path
@@ -14,6 +14,7 @@ from warnings import catch_warnings, filterwarnings
 
 import torch
 from fast_checks import Asked, answer, config
+from matrix import KINDS, NAMES, cells
 from torch import Tensor, multiprocessing
 from torch import distributed as dist
 from torch.utils._pytree import tree_map_only
@@ -22,8 +23,6 @@ import strategy
 from strategy.distributed import collectives
 
 PATIENCE = 300  # seconds that the processes may take
-NAMES = ["unpruned", *strategy.available()]
-KINDS = ("one", "several", "mixed")
 Build = Callable[[str], Asked]
 
 
@@ -45,20 +44,21 @@ class Parted:
     decoder: Any
 
 
-def run(asked: Asked, names: Iterable[str], engine: str = "eager") -> Ran:
+def run(asked: Asked, names: Iterable[str], engine: str = "eager", kinds: Sequence[str] = KINDS) -> Ran:
     """What a model answers; by graph as often as it takes until graphs are replayed, the last time counts."""
     ran, there = Ran({}, {}, {}), methodcaller("to", asked.model.device)
     times = 3 if engine == "graph" and asked.model.device.type == "cuda" else 1
     asked = replace(asked, prompts=tree_map_only(Tensor, there, asked.prompts))
-    for name in names:
+    for name, kind in cells(names):
+        if kind not in kinds:
+            continue
         given = {"enabled": False} if name == "unpruned" else {"strategy": name}
-        for kind in KINDS:
-            with strategy.prune(asked.model, config(asked, engine=engine, **given)) as record, catch_warnings():
-                filterwarnings("error", message=".*with the eager engine")
-                for _ in range(times):
-                    ran.answers[name, kind] = answer(asked, kind, new=6).cpu()
-            ran.kept[name, kind] = [tuple(map(Tensor.cpu, stage.kept)) for stage in record.stages]
-            ran.means[name, kind] = record.means()
+        with strategy.prune(asked.model, config(asked, engine=engine, **given)) as record, catch_warnings():
+            filterwarnings("error", message=".*with the eager engine")
+            for _ in range(times):
+                ran.answers[name, kind] = answer(asked, kind, new=6).cpu()
+        ran.kept[name, kind] = [tuple(map(Tensor.cpu, stage.kept)) for stage in record.stages]
+        ran.means[name, kind] = record.means()
     return ran
 
 

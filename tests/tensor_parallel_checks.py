@@ -14,7 +14,8 @@ from warnings import catch_warnings, simplefilter
 import pytest
 import torch
 from fast_checks import Asked, same_means, tracing
-from several import KINDS, NAMES, Build, Ran, run, same
+from matrix import CELLS, FULL, KINDS, NAMES
+from several import Build, Ran, run, same
 from torch import Tensor
 
 from strategy import registry
@@ -23,7 +24,7 @@ from strategy.evaluation.requests import PADDING_MARK, pool_requests
 from strategy.graph.cuda_graphs import CudaGraphCache, ProgramKey
 from strategy.pruning import stage
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.processes
 ENGINES = ("eager", "graph")
 
 
@@ -78,18 +79,18 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     found["heads"] = collectives.all_gather_heads(heads, group).cpu()
     as_it_is = {"all_gather_heads": lambda own, group: own, "broadcast_first": lambda own, group: own}
     with patch.multiple(stage, **as_it_is):
-        found["alone"] = run(asked, ["clse"])
+        found["alone"] = run(asked, ["clse"], kinds=["mixed"])
     found |= {f"{way} unlike": unlike(asked, rank, way) for way in ENGINES}
     found["least"] = collectives.all_reduce_min([rank, -rank, 7], asked.model.device, group)
     found["failing"] = fails_alone(rank, asked.model.device, group)
     full = patch.object(CudaGraphCache, "run", side_effect=torch.cuda.OutOfMemoryError("full"))
     with full, pytest.raises(RuntimeError, match=r"engine=graph: full; .* engine=eager"):
-        run(asked, ["clse"], "graph")
+        run(asked, ["clse"], "graph", ["one"])
     with pytest.raises(ValueError, match="is split already"):
         tensor_parallel.split(asked.model, asked.model.get_decoder(), ranks)
     if asked.model.device.type == "cpu":  # a GPU's are fused by themselves
         with tracing():
-            found["traced"] = run(asked, ["unpruned", "clse"], "graph")
+            found["traced"] = run(asked, ["unpruned", "clse"], "graph", KINDS if FULL else ["several"])
     return found
 
 
@@ -113,8 +114,7 @@ def fails_alone(rank: int, device: torch.device, group: Any) -> tuple[Tensor, li
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "kind"), CELLS)
 def test_all_ranks_keep_and_answer_what_one_process_does(parted, name, kind, engine):
     assert bool(parted.whole.kept[name, kind]) == (name != "unpruned")
     for rank in parted.ranks:

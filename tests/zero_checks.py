@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from fast_checks import config
-from several import KINDS, NAMES, Build, run, same
+from matrix import CELLS, NAMES, cells
+from several import Build, run, same
 
 import strategy
 from strategy.distributed import zero
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.processes
 
 
 def asked_of(rank: int, ranks: int) -> list[list[str]]:
@@ -53,8 +54,7 @@ def rounds(sharded: Any) -> list[tuple[Any, list[str]]]:
     ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "kind"), CELLS)
 def test_each_rank_keeps_and_answers_what_one_process_does(sharded, name, kind):
     ran = [each for each, names in rounds(sharded) if name in names]
     assert ran
@@ -63,7 +63,7 @@ def test_each_rank_keeps_and_answers_what_one_process_does(sharded, name, kind):
 
 def test_the_record_is_that_of_one_process(sharded):
     for ran, names in rounds(sharded):
-        assert list(ran.means) == [(name, kind) for name in names for kind in KINDS]
+        assert list(ran.means) == cells(names)
         for which, means in ran.means.items():
             assert means | {"seconds": None} == sharded.whole.means[which] | {"seconds": None}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import load_dataset
 from training_checks import check_that_a_stopped_run_goes_on
+from transformers import CLIPVisionConfig
 
 import make_questions
 import train_llava
@@ -119,8 +120,18 @@ def test_packed_questions_see_the_picture_and_themselves_only():
     ]
 
 
+class SmallStudent(train_llava.LlavaStudent):
+    """As many modules of each kind as it takes, for a test that trains."""
+
+    visual_width = 48
+    tower_config = CLIPVisionConfig(
+        hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=336, patch_size=14
+    )
+    decoder_config = train_llava.DECODER | {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+
+
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     def student(folder):
-        return train_llava.LlavaStudent(train_llava.load_tokenizer(folder, train_llava.asked))
+        return SmallStudent(train_llava.load_tokenizer(folder, train_llava.asked))
 
     check_that_a_stopped_run_goes_on(student, tmp_path, monkeypatch)

@@ -47,7 +47,7 @@ def test_sharded_weights_are_not_measured_by_graph(capsys, monkeypatch):
     assert "--engine graph: sharded weights" in capsys.readouterr().err
 
 
-@pytest.mark.xdist_group("processes")
+@pytest.mark.processes
 @pytest.mark.parametrize("way", ["tensor_parallel=2", "zero_stage=3"])
 def test_what_several_processes_take_is_measured(tmp_path, way):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "benchmarks.scaling"]

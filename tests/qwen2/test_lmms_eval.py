@@ -15,6 +15,6 @@ def wrapper() -> Wrapper:
     return replace(qwen("qwen2_vl_vtr", "qwen2_vl", "shapes-qwen2", 28), rightly=",clse_temp=100")
 
 
-@pytest.mark.xdist_group("processes")
+@pytest.mark.processes
 def test_groups_of_processes_share_the_questions(wrapper, tmp_path):
     assert sharing(wrapper, tmp_path, 4) == wrapper.answers(wrapper.load("keep_tokens=64"), 5)

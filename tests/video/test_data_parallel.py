@@ -14,7 +14,7 @@ from test_inference import DATA, FOLDER, PRUNED, ROOT, SCRIPT, command
 
 from videollava.eval.video.run_inference_video_qa import parse
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.processes
 COUNT = 12
 FAULTY = ROOT / "tests/faulty.py"
 

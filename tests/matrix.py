@@ -1,0 +1,17 @@
+"""Which strategies are tried on which kinds of prompts, where each trial is expensive."""
+
+import os
+from collections.abc import Iterable
+
+import strategy
+
+NAMES = ["unpruned", *strategy.available()]
+KINDS = ("one", "several", "mixed")
+FULL = "VTR_FULL_MATRIX" in os.environ  # set by `--full`, also for the processes
+# Each strategy on the prompts that differ most, and two on every kind.
+CELLS = [(name, kind) for name in NAMES for kind in KINDS if FULL or kind == "mixed" or name in ("unpruned", "clse")]
+
+
+def cells(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The strategies named, in that order, each with the kinds of prompts that it is tried on."""
+    return [(name, kind) for each in names for name, kind in CELLS if name == each]
