@@ -39,6 +39,7 @@ BACKBONES = {
     "qwen3": Backbone("image/Qwen3-VL", "tests/qwen3", "qwen3_vl_vtr", f"{CHECKPOINTS}/shapes-qwen3", "shapes_varied"),
 }
 
+CURRENT = "image/Current"
 VIDEO = "video/Video-LLaVA"
 DEMO = ("--budgets", "192,128,64", "--output", "results/demo")
 COMMANDS = ("compare", "look")  # of the package comparison, told which model and weights
@@ -47,7 +48,7 @@ SPEED = "speed"  # the benchmark, told which backbone
 PYTEST = ("pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 QUICK = ("engine", "hostile", "model")  # the tests of one backbone that start no process
 
-nox.options.sessions = ["lint", "strategy", *BACKBONES, "video"]
+nox.options.sessions = ["lint", "strategy", *BACKBONES, "current", "video"]
 
 
 def own_packages(folder: str) -> dict[str, str]:
@@ -111,6 +112,12 @@ def backbone(row: Backbone) -> Callable[[nox.Session], None]:
 
 for name, row in BACKBONES.items():
     nox.session(backbone(row), name=name, python=PYTHON)
+
+
+@nox.session(python=PYTHON)
+def current(session: nox.Session) -> None:
+    """Test the models of today, or run the command after `--`."""
+    tested(session, CURRENT, "tests/current", "qwen3_vl_vtr", f"{CHECKPOINTS}/shapes-qwen3")
 
 
 @nox.session(python=PYTHON)
@@ -178,7 +185,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=False)
 def lock(session: nox.Session) -> None:
     """Resolve every environment anew and write its lock file."""
-    for folder in (".", *(row.folder for row in BACKBONES.values()), VIDEO):
+    for folder in (".", *(row.folder for row in BACKBONES.values()), CURRENT, VIDEO):
         groups = ["--group", "test", "--group", "compare"] + ["--group", "lint"] * (folder == ".")
         own = [part for name in own_packages(folder) for part in ("--no-emit-package", name)]
         with session.chdir(folder):

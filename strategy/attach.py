@@ -103,6 +103,8 @@ class Attachment:
             self.patch.handles.append(whole.register_forward_pre_hook(refusals.refuse_loss, with_kwargs=True))
             if hasattr(whole, "generate"):
                 self.patch.replace(whole, "generate", partial(refusals.generate, whole, whole.generate))
+        if whole is not None:
+            hooks.generate_call.install(self.patch, whole, entry)
 
     def remove(self) -> None:
         """Take everything off the model."""

@@ -78,6 +78,8 @@ class Backbone(ABC):
         decoders: The bare text decoders, which need their layout given by hand.
         nominal_tokens, own_size, video: See `Facts`.
         size_methods: Methods of the vision modules whose results depend only on the sizes of pictures.
+        encoder_methods: Methods of the entry that `generate` calls in front of the entry's forward call, which then is
+            not given their arguments, as since transformers 5.24. `layout` is given these too.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Backbone(ABC):
     own_size: bool = False
     video: bool = False
     size_methods: tuple[str, ...] = ()
+    encoder_methods: tuple[str, ...] = ()
 
     def facts(self, decoder: Any) -> Facts:
         """Return what strategies may know of a decoder."""

@@ -6,7 +6,7 @@ program over all layers. The tokens behind it come from a second program.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -35,8 +35,8 @@ EOS_CHECK_LAG = 2  # decode steps that the host checks for the end of an answer 
 class DecoderOutput(dict[str, Any]):
     """The output of the decoder's forward call, which the stock model reads as it reads those of transformers."""
 
-    def __init__(self, hidden: Tensor, cache: Any) -> None:
-        super().__init__(last_hidden_state=hidden, past_key_values=cache)
+    def __init__(self, hidden: Tensor, caches: Mapping[str, Any]) -> None:
+        super().__init__(last_hidden_state=hidden, **caches)
 
     def __getattr__(self, name: str) -> Any:
         return self.get(name)
@@ -196,13 +196,14 @@ class GraphGenerator:
         if not generation.graph_prefill:
             output = stock(*args, **kwargs)
             with plain_tensors():
-                self.decoder.import_cache(output.past_key_values, state, generation)
+                self.decoder.import_cache(kv_cache.find(output), state, generation)
             return output
         with plain_tensors():
             # Without a plan, the hooks leave them to the stock loop.
             state.added = state.added or self.backbone.added_features(kwargs)
             hidden = self.decoder.prefill(kwargs["inputs_embeds"], kwargs["position_ids"], state, generation)
-        return DecoderOutput(hidden, kwargs.get("past_key_values"))
+        # The stock model reads the cache by the name under which it gave it.
+        return DecoderOutput(hidden, {name: kwargs[name] for name in kv_cache.NAMES if name in kwargs})
 
     def forward_vision(self, module: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what the stock forward call of a vision module returns."""

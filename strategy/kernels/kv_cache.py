@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-# Names of a layer's cache among its keyword arguments: since transformers 4.56, and before.
-NAMES = ("past_key_values", "past_key_value")
+# Names of a cache among keyword arguments and outputs: since transformers 5.24, since 4.56, and before in layers.
+NAMES = ("cache", "past_key_values", "past_key_value")
 
 
 def find(kwargs: Mapping[str, Any]) -> Any:
-    """Return the cache among the keyword arguments of a forward call; None if there is none."""
+    """Return the cache among the keyword arguments or the outputs of a forward call; None if there is none."""
     return next((kwargs[name] for name in NAMES if kwargs.get(name) is not None), None)
 
 

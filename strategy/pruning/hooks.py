@@ -17,9 +17,10 @@ from strategy.kernels import kv_cache
 from strategy.kernels.layer_spec import LayerSpec
 from strategy.pruning import pruned_cache, refusals
 from strategy.pruning.context import ForwardContext
+from strategy.pruning.generate_call import GenerateCall
 from strategy.pruning.layer_hooks import LayerHooks
 from strategy.pruning.patch import ModelPatch
-from strategy.pruning.prompts import prompt_tokens
+from strategy.pruning.prompts import named_arguments, prompt_tokens
 from strategy.pruning.question_free import QuestionFreePass
 from strategy.pruning.stage import StageRunner
 from strategy.pruning.state import PrefillState
@@ -52,6 +53,7 @@ class PruningHooks:
         self.runner, self.plan, self.question_free = runner, runner.plan, question_free
         self.context = ForwardContext()
         self.layer_hooks = LayerHooks(decoder, backbone, specs, self.context, runner, question_free)
+        self.generate_call = GenerateCall(backbone.encoder_methods)
         self.window = min((spec.window for spec in specs if spec.window is not None), default=None)
 
     def register(self, patch: ModelPatch, entry: nn.Module, before_begin: Callable[..., Any] | None) -> None:
@@ -78,19 +80,42 @@ class PruningHooks:
         """Read a new prompt's layout; place what follows a pruned prompt where it would stand without pruning."""
         if self.reading:
             return None
+        if module is not self.decoder:
+            # Some models give the module that is their entry a part of its arguments by position.
+            args, kwargs = (), named_arguments(module.forward, args) | kwargs
         tokens, cache = prompt_tokens(args, kwargs), kv_cache.find(kwargs)
         if not kv_cache.length(cache):
             fixed = self.fixed_layout
-            self.context.layout = self.backbone.layout(self.model, kwargs) if fixed is None else fixed
+            self.context.layout = self._find_layout(kwargs, len(tokens)) if fixed is None else fixed
             if self.question_free is not None:
                 template = None if fixed else self.backbone.num_template_tokens(self.model, kwargs)
                 self.question_free.set_template(template)
-            return None
+            return args, kwargs
         prompt = pruned_cache.find_prompt(cache, tokens)
         if prompt is not None:
-            pruned_cache.place_tokens(kwargs, cache, prompt)
+            pruned_cache.place_tokens(kwargs, cache, prompt, self.generate_call)
         self._count_unpruned(kwargs)
         return args, kwargs
+
+    def _find_layout(self, kwargs: dict[str, Any], rows: int) -> Layout | None:
+        """Return the layout of so many new prompts, given the arguments of the entry's forward call.
+
+        Raises:
+            ValueError: A prompt shows visual tokens for which there is no layout.
+        """
+        kwargs, copies = self.generate_call.restore(kwargs, rows)
+        layout = self.backbone.layout(self.model, kwargs)
+        shown, found = self.backbone.visual_samples(self.model, kwargs), sum(map(bool, layout or []))
+        if shown > found:
+            message = (
+                f"{shown} of {rows // copies} prompts have placeholder tokens of pictures or videos, but pictures or "
+                f"videos came with {found}, so that nothing is pruned in the others: give pixels and sizes as the "
+                "processor returns them, to the same call as the token ids"
+            )
+            if self.plan is not None:
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=2)
+        return layout if layout is None else [spans for spans in layout for _ in range(copies)]
 
     def _count_unpruned(self, kwargs: dict[str, Any]) -> None:
         """Count the samples whose visual tokens follow a filled cache, and say once that these are not pruned."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from strategy.kernels import kv_cache
+from strategy.pruning.generate_call import GenerateCall
 from strategy.pruning.prompts import prompt_tokens
 from strategy.pruning.state import PrefillState, PrunedPrompt
 
@@ -42,26 +43,31 @@ def find_prompt(cache: Any, tokens: Tensor) -> PrunedPrompt | None:
     return prompt and prompt.fit(len(tokens), tokens.device)
 
 
-def place_tokens(kwargs: dict[str, Any], cache: Any, prompt: PrunedPrompt) -> None:
+def place_tokens(kwargs: dict[str, Any], cache: Any, prompt: PrunedPrompt, call: GenerateCall) -> None:
     """Give the tokens that follow a pruned prompt the positions that they would have without pruning.
 
     Args:
         kwargs: Keyword arguments of the entry's forward call, changed in place.
         cache: The cache among them.
         prompt: The pruned prompt in that cache.
+        call: The `generate` that the call may belong to.
     """
     tokens, held = prompt_tokens((), kwargs), kv_cache.length(cache)
     mask, new, before = kwargs.get("attention_mask"), tokens.shape[1], held - prompt.real.shape[1]
-    # A caller by hand does not give `cache_position`; `generate` does, and counts positions by the pruned cache.
-    generating = kwargs.get("cache_position") is not None
+    # A caller by hand does not give `cache_position`; `generate` does, up to transformers 5.2, and counts positions by
+    # the pruned cache.
+    generating = call.active or kwargs.get("cache_position") is not None
+    padding = mask if mask is not None and mask.dim() == 2 else None
+    gone = prompt.length - prompt.real.shape[1]
+    # Since transformers 5.24, `generate` leaves out a mask of ones.
+    uncut = mask is None and call.full_sequence if padding is None else padding.shape[1] == held + new
+    if generating and uncut and gone < new:
+        # `generate` passes all tokens that the cache does not hold, the pruned ones too.
+        new -= gone
+        kwargs |= {name: kwargs[name][:, -new:] for name in INPUTS if kwargs.get(name) is not None}
     later = torch.arange(before + new, device=tokens.device)[None]
-    if mask is not None and mask.dim() == 2:
-        gone = prompt.length - prompt.real.shape[1]
-        if generating and mask.shape[1] == held + new and gone < new:
-            # `generate` passes all tokens that the cache does not hold, the pruned ones too.
-            new -= gone
-            kwargs |= {name: kwargs[name][:, -new:] for name in INPUTS if kwargs.get(name) is not None}
-        later = mask[:, prompt.length :].long().cumsum(1) - 1
+    if padding is not None:
+        later = padding[:, prompt.length :].long().cumsum(1) - 1
     if generating or kwargs.get("position_ids") is None:
         kwargs["position_ids"] = prompt.position + later[:, -new:].clamp(min=0)
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from strategy.backbone import Layout
+from strategy.kernels import kv_cache
 from strategy.metrics.meter import CostMeter
 from strategy.metrics.thread_state import ThreadState
 from strategy.pruning.layout import ResolvedSpan, resolve_layout
 from strategy.pruning.prompts import gather_prompt_kwargs
 
 # Arguments of a decoder's forward call that a call which stops in the middle does not take.
-DROPPED = ("past_key_values", "output_attentions", "output_hidden_states", "return_dict")
+DROPPED = (*kv_cache.NAMES, "output_attentions", "output_hidden_states", "return_dict")
 
 
 class StopForward(Exception):  # noqa: N818  it signals no error

@@ -1,12 +1,12 @@
 """What may be asked of a model, but not while prompts are pruned: each is refused with one sentence."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from strategy.kernels import kv_cache
+from strategy.pruning.prompts import named_arguments
 
 # Options of `generate` whose loops read the prompt in parts, or cut and copy the cache by the prompt's whole length.
 LOOPS = (
@@ -41,7 +41,7 @@ def refuse_loss(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     Raises:
         ValueError: `labels` are given, or `logits_to_keep` are indices of tokens.
     """
-    given = _named(model.forward, args) | dict(kwargs)
+    given = named_arguments(model.forward, args) | dict(kwargs)
     if given.get("labels") is not None:
         raise ValueError(
             f"labels= {UNSUPPORTED}, since pruned tokens have no logits: leave it out, or detach the model"
@@ -65,7 +65,7 @@ def generate(model: Any, stock: Callable[..., Any], /, *args: Any, **kwargs: Any
     Raises:
         ValueError: An option asks for one of LOOPS, or for a cache that is none of CACHES.
     """
-    given = _named(stock, args) | kwargs
+    given = named_arguments(stock, args) | kwargs
     config = given.get("generation_config") or model.generation_config
     for name in LOOPS:
         if value := given.get(name, getattr(config, name, None)):
@@ -79,8 +79,3 @@ def generate(model: Any, stock: Callable[..., Any], /, *args: Any, **kwargs: Any
             f"cache_implementation={cache!r} {UNSUPPORTED}: use 'dynamic', or leave it out, or detach the model"
         )
     return stock(*args, **kwargs)
-
-
-def _named(function: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """Return positional arguments of a function by their names."""
-    return dict(zip(inspect.signature(function).parameters, args, strict=False)) if args else {}

@@ -1,5 +1,6 @@
-"""The backbone and the lmms-eval mixin that Qwen2-VL and Qwen3-VL share."""
+"""The backbones and the lmms-eval mixin that several backbones share."""
 
 from qwen_vl_vtr.backbone import QwenBackbone
+from qwen_vl_vtr.conditional_generation import ConditionalGenerationBackbone
 
-__all__ = ["QwenBackbone"]
+__all__ = ["ConditionalGenerationBackbone", "QwenBackbone"]

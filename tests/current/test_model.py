@@ -1,0 +1,237 @@
+"""Whole models of today, pruned: the stock model with the pruned tokens hidden, and what `generate` needs besides."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from current_models import Family
+from engine_checks import STEPS, TOLERANCE, Merges, all_hooks, merges_of
+from qwen_checks import Prompts, generate, greedy
+from torch import Tensor, nn
+
+import strategy
+from strategy import VTRConfig
+from strategy.kernels.kv_cache import length as cache_length
+from strategy.kernels.kv_cache import read as cache_read
+
+# On grids as small as these the default cutoff of CLSE leaves the mean alone. random needs no attention, sparsevlm
+# merges, priortr_2f reads the prompt without its question.
+CASES = {
+    "clse": {"prune_layer": [1, 4, 8], "ref_layers": 0, "clse_cutoff_ratio": 0.6},
+    "random": {"prune_layer": [1, 4, 8]},
+    "sparsevlm": {"prune_layer": [1, 4, 8]},
+    "priortr_2f": {"prune_layer": 4},
+}
+LOWEST = torch.finfo(torch.float32).min
+
+
+def config(family: Family, name: str = "clse", **more: Any) -> VTRConfig:
+    stages = 3 if isinstance(CASES[name]["prune_layer"], list) else 1
+    budget = {knob: values[:stages] for knob, values in family.budget.items()}
+    return VTRConfig(strategy=name, **CASES[name] | budget | more)
+
+
+@pytest.fixture(params=["one", "several", "batch"])
+def prompts(request: pytest.FixtureRequest, family: Family) -> Prompts:
+    return family.of(request.param)
+
+
+@contextmanager
+def hiding(decoder: Any, prompts: Prompts, real: Tensor, stages: list[Any], merges: Merges) -> Iterator[None]:
+    """Take what is pruned out of the mask that a stock decoder gives each layer, and merge what was merged.
+
+    real: [B, L], prompts and what follows them, whose tokens see the final kept set at every layer.
+    """
+    samples, total = real.shape
+
+    def alive(done: list[Any]) -> Tensor:
+        there = real.clone()
+        for sample in range(samples if done else 0):
+            places = prompts.visual[sample]
+            there[sample, places] = False
+            there[sample, places[done[-1].kept[sample]]] = True
+        return there
+
+    def hook_for(number: int) -> Any:
+        keys = alive([stage for stage in stages if stage.layer <= number])[:, None].repeat(1, total, 1)
+        keys[:, prompts.length :] = alive(stages)[:, None]
+        keys |= torch.eye(total, dtype=torch.bool)
+
+        def hook(layer: nn.Module, args: Any, call: dict[str, Any]) -> Any:
+            return args, call | {"attention_mask": call["attention_mask"].masked_fill(~keys[:, None], LOWEST)}
+
+        return hook
+
+    def merged(stage: int, hidden: Tensor) -> Tensor:
+        hidden = hidden.clone()
+        for sample, places in enumerate(prompts.visual):
+            if (stage, sample) in merges:
+                there = places[stages[stage - 1].kept[sample]] if stage else places
+                kept = places[stages[stage].kept[sample]]
+                hidden[sample, kept] = merges[stage, sample] @ hidden[sample, there]
+        return hidden
+
+    layers = decoder.layers
+    handles = [layer.register_forward_pre_hook(hook_for(at), with_kwargs=True) for at, layer in enumerate(layers)]
+    handles += [
+        layers[stage.layer - 1].register_forward_hook(lambda layer, args, output, at=at: merged(at, output))
+        for at, stage in enumerate(stages)
+        if stage.layer
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def ask_oracle(family: Family, prompts: Prompts, tokens: Tensor, stages: list[Any], merges: Merges) -> Tensor:
+    """The logits [B, STEPS, V] of the stock model run once over the prompts and all `tokens` but the last."""
+    model, later = family.model("eager"), tokens[:, :-1]
+    call = family.longer(prompts, later)
+    with hiding(family.decoder(model), prompts, call["attention_mask"].bool(), stages, merges):
+        return model(**call, use_cache=False).logits[:, prompts.length - 1 :]
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", CASES)
+def test_generate_is_the_stock_model_with_the_pruned_tokens_hidden(family, prompts, name, attention):
+    model = family.model(attention)
+    with merges_of(name) as merges, strategy.prune(model, config(family, name)) as run:
+        tokens, logits = generate(model, prompts)
+    oracle = ask_oracle(family, prompts, tokens, run.stages, merges)
+    torch.testing.assert_close(logits, oracle, **TOLERANCE)
+    assert torch.equal(tokens, greedy(oracle))
+    assert [stage.layer for stage in run.stages] == list(run.plan.layers)
+    for sample, places in enumerate(prompts.visual):
+        kept = [len(stage.kept[sample]) for stage in run.stages]
+        assert kept == list(run.plan.kept(len(places)) if len(places) else [0] * len(kept))
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("given", [VTRConfig(enabled=False), VTRConfig(keep_tokens=[5000] * 3, **CASES["clse"])])
+def test_keeping_everything_is_the_stock_model_to_the_last_bit(family, prompts, given):
+    model = family.model()
+    stock = generate(model, prompts)
+    with strategy.prune(model, given) as run:
+        tokens, logits = generate(model, prompts)
+    assert torch.equal(logits, stock[1])
+    assert torch.equal(tokens, stock[0])
+    assert run.samples == sum(len(places) > 0 for places in prompts.visual)
+
+
+@torch.no_grad()
+def test_without_a_cache_the_same_tokens_are_kept_and_a_cache_holds_the_final_ones(family):
+    model, prompts, results = family.model(), family.of("batch"), []
+    call = family.longer(prompts, torch.zeros(3, 0, dtype=torch.long))
+    for use_cache in (True, False):
+        with strategy.prune(model, config(family)) as run:
+            output = model(**call, use_cache=use_cache)
+        results.append((output.logits, [kept for stage in run.stages for kept in stage.kept]))
+        if use_cache:
+            lost = [len(places) - len(kept) for places, kept in zip(prompts.visual, run.stages[-1].kept, strict=True)]
+            lengths = {cache_read(output.cache, layer)[0].shape[2] for layer in family.attending}
+            assert lengths == {cache_length(output.cache)} == {prompts.length - min(lost)}
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+def test_beams_and_samples_of_a_prompt_have_its_pictures(family):
+    model, prompts = family.model(), family.of("batch")
+    with strategy.prune(model, config(family)) as run:
+        tokens, _ = generate(model, prompts)
+        after = [stage.after for stage in run.stages]
+        beams = model.generate(**prompts.call, max_new_tokens=4, num_beams=2, num_return_sequences=2)
+        assert beams.shape == (6, prompts.length + 4)
+        assert [stage.after for stage in run.stages] == [2 * count for count in after]
+        torch.manual_seed(0)
+        options = {"do_sample": True, "temperature": 1e-4, "suppress_tokens": list(range(60, 80))}
+        sampled = model.generate(**prompts.call, max_new_tokens=4, num_return_sequences=2, **options)
+    assert torch.equal(sampled[::2, prompts.length :], tokens[:, :4])
+    assert torch.equal(sampled[1::2, prompts.length :], tokens[:, :4])
+
+
+@pytest.mark.parametrize("name", ["one", "batch"])
+@torch.no_grad()
+def test_a_second_question_goes_on_from_the_pruned_cache(family, name):
+    model, prompts = family.model(), family.of(name)
+    options = {"do_sample": False, "suppress_tokens": list(range(60, 80)), "return_dict_in_generate": True}
+    question = torch.tensor([[5, 6, 7, 8]]).expand(len(prompts.visual), -1)
+    with strategy.prune(model, config(family)) as run:
+        first, again = (model.generate(**prompts.call, max_new_tokens=3, **options) for _ in range(2))
+        ids = torch.cat([first.sequences, question], dim=1)
+        mask = torch.cat([prompts.call["attention_mask"], torch.ones(len(ids), 7, dtype=torch.long)], dim=1)
+        # The pictures are in the cache, so they are not given again.
+        call = {"input_ids": ids, "attention_mask": mask, "cache": first.cache}
+        second = model.generate(**call, max_new_tokens=STEPS, **options)
+        prefills = run.samples
+        # By hand, what the cache does not hold yet: the last token of the answer, then the question.
+        token, cache, expected = ids[:, -5:], again.cache, []
+        for _ in range(STEPS):
+            token = greedy(model(input_ids=token, cache=cache, use_cache=True).logits[:, -1:])
+            expected.append(token)
+    assert torch.equal(second.sequences[:, ids.shape[1] :], torch.cat(expected, dim=1))
+    assert cache_length(second.cache) == cache_length(cache)
+    assert prefills == 2 * sum(len(places) > 0 for places in prompts.visual)
+
+
+def test_placeholders_without_pictures_are_an_error_and_unpruned_a_warning(family):
+    model, prompts = family.model(), family.of("one")
+    text = {name: prompts.call[name] for name in ("input_ids", "attention_mask")}
+    options = {"max_new_tokens": 2, "do_sample": False}
+    with strategy.prune(model, config(family)) as run:
+        with pytest.raises(ValueError, match="1 of 1 prompts have placeholder tokens of pictures or videos"):
+            model.generate(**text, **options)
+        with pytest.raises(ValueError, match="1 of 1 prompts have placeholder tokens"), torch.no_grad():
+            model(**text)
+        answer = model.generate(**prompts.call, **options)
+        assert run.samples == 1
+    with strategy.prune(model, VTRConfig(enabled=False)):
+        with pytest.warns(UserWarning, match="1 of 1 prompts have placeholder tokens"):
+            model.generate(**text, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            assert model.generate(**prompts.call, **options).shape == answer.shape
+
+
+@torch.no_grad()
+def test_pictures_of_another_prompt_are_an_error(family):
+    model, prompts = family.model(), family.of("several")
+    ids = prompts.call["input_ids"].clone()
+    ids[0, prompts.visual[0][-1]] = 5
+    embeddings, hooks = model.get_input_embeddings()(prompts.call["input_ids"]), all_hooks(model)
+    with strategy.prune(model, config(family)):
+        with pytest.raises(ValueError, match="are not the"):
+            model(**prompts.call | {"input_ids": ids})
+        with pytest.raises(ValueError, match="pass input_ids, not inputs_embeds"):
+            model(**prompts.call | {"input_ids": None, "inputs_embeds": embeddings})
+    assert all_hooks(model) == hooks
+
+
+def test_afterwards_the_model_is_the_stock_one_and_a_copy_prunes_by_itself(family):
+    model, prompts = copy.deepcopy(family.model()), family.of("one")
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    stock = generate(model, prompts)[1]
+    with strategy.prune(model, config(family)):
+        pruned = generate(model, prompts)[1]
+        other = copy.deepcopy(model)
+    after = {name: set(vars(module)) - {"rope_deltas"} for name, module in model.named_modules()}
+    assert after == {name: names - {"rope_deltas"} for name, names in before.items()}
+    assert torch.equal(generate(model, prompts)[1], stock)
+    assert torch.equal(generate(other, prompts)[1], pruned)
+    assert not torch.equal(pruned, stock)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_prunes_too(family, dtype):
+    model, prompts = copy.deepcopy(family.model()).to(dtype), family.of("several")
+    with strategy.prune(model, config(family)) as run:
+        logits = generate(model, prompts)[1]
+    assert torch.isfinite(logits).all()
+    assert [stage.after for stage in run.stages] == list(run.plan.kept(len(prompts.visual[0])))

@@ -1,0 +1,242 @@
+"""Tiny random models of the families of image/Current, and prompts for them."""
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import qwen_checks
+import torch
+from qwen_checks import END, IMAGE, START, TEXT, TOKENS, VIDEO, VISION, Prompts
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
+
+import current_vlm  # noqa: F401  registers the backbones
+
+HEADS = {"head_dim": 16}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
+
+
+def mrope(*sections: int) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}}
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A family as these tests use it.
+
+    kind, config: the classes of the model and its configuration. text, vision, more: the parts of the tiny model's
+    configuration. make: makes prompts of such parts as `prompts` has by name, for each prompt of a batch. budget: of
+    three stages.
+    """
+
+    kind: type
+    config: type
+    text: Any
+    vision: Any
+    make: Callable[[list[list[Any]]], Prompts]
+    prompts: dict[str, list[list[Any]]]
+    more: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=lambda: {"retain_ratio": [0.6, 0.4, 0.2]})
+
+    @functools.cache  # noqa: B019  there are few, and they live as long as the tests
+    def model(self, attention: str = "sdpa") -> Any:
+        """The model, the same weights at each call, in float32."""
+        torch.manual_seed(0)
+        parts = copy.deepcopy({"text_config": self.text, "vision_config": self.vision})
+        config = self.config(**parts, **self.more)
+        model = self.kind._from_config(config, attn_implementation=attention).eval()
+        model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+        return model
+
+    def decoder(self, model: Any) -> Any:
+        """The decoder of a model."""
+        return model.model.language_model
+
+    @property
+    def attending(self) -> list[int]:
+        """The layers that have keys."""
+        return [at for at, layer in enumerate(self.decoder(self.model()).layers) if hasattr(layer, "self_attn")]
+
+    def longer(self, prompts: Prompts, later: Tensor) -> dict[str, Any]:
+        """The arguments of a forward call of prompts and the text tokens [B, R] that follow them."""
+        call = dict(prompts.call)
+        call["input_ids"] = torch.cat([call["input_ids"], later], dim=1)
+        call["attention_mask"] = torch.cat([call["attention_mask"], torch.ones_like(later)], dim=1)
+        for name in ("mm_token_type_ids", "token_type_ids"):
+            if name in call:
+                call[name] = torch.cat([call[name], torch.zeros_like(later)], dim=1)
+        if "mm_token_type_ids" not in call:
+            # Only `generate` counts positions without the padding.
+            call["position_ids"] = (call["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        return call
+
+    def of(self, name: str) -> Prompts:
+        """The prompts of that name."""
+        return self.make(self.prompts[name])
+
+
+def qwen(stamp: int) -> Callable[[list[list[Any]]], Prompts]:
+    """Return what makes prompts as the processors of the Qwens make them."""
+
+    def make(parts: list[list[Any]]) -> Prompts:
+        prompts = qwen_checks.make(parts, stamp)
+        ids = prompts.call["input_ids"]
+        prompts.call["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+        return prompts
+
+    return make
+
+
+def batch(rows: list[list[int]], visual: list[list[int]], grids: list[Any], call: dict[str, Any]) -> Prompts:
+    """Pad rows of token ids on the left."""
+    longest = max(map(len, rows))
+    pads = [longest - len(row) for row in rows]
+    call |= {
+        "input_ids": torch.tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)]),
+        "attention_mask": torch.tensor([[0] * pad + [1] * len(row) for pad, row in zip(pads, rows, strict=True)]),
+    }
+    places = [torch.tensor(own).long() + pad for own, pad in zip(visual, pads, strict=True)]
+    return Prompts(call, places, grids)
+
+
+def tiled(side: int, pixels: int) -> Callable[[list[list[Any]]], Prompts]:
+    """Return what makes prompts of text, so many tokens a part, and pictures of [so many] tiles of side x side tokens."""
+
+    def make(parts: list[list[Any]]) -> Prompts:
+        generator = torch.Generator().manual_seed(0)
+        rows, visual, grids, count = [], [], [], 0
+        for sample in parts:
+            row, places, own = [], [], []
+            for part in sample:
+                if isinstance(part, int):
+                    row += torch.randint(1, 60, (part,), generator=generator).tolist()
+                    continue
+                size = part[0] * side * side
+                places += range(len(row) + 1, len(row) + 1 + size)
+                row += [START, *[IMAGE] * size, END]
+                own += [(1, side, side)] * part[0]
+                count += part[0]
+            rows.append(row)
+            visual.append(places)
+            grids.append(own)
+        call = {"pixel_values": torch.randn(count, 3, pixels, pixels, generator=generator)} if count else {}
+        return batch(rows, visual, grids, call)
+
+    return make
+
+
+QWEN_PROMPTS = {
+    "one": [[12, (4, 6), 9]],
+    "several": [[3, (3, 5), 2, (2, 4, 3), 3, (4, 4), 6]],
+    "batch": [[20, (4, 6), 9], [3, (5, 7), 6], [50]],
+}
+TILE_PROMPTS = {
+    "one": [[12, [1], 9]],
+    "several": [[3, [1], 6, [1], 7]],
+    "batch": [[20, [1], 9], [3, [1], 5, [1], 6], [50]],
+}
+QWEN3_VISION = VISION | {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 1, 2],
+}
+INTERN = {"image_token_id": IMAGE, "downsample_ratio": 0.5, "image_seq_length": 16}
+INTERN_VISION = InternVLVisionConfig(**TOWER, image_size=[32, 32], use_absolute_position_embeddings=True)
+INTERN_PROMPTS = {
+    "one": [[12, [4], 9]],
+    "several": [[3, [3], 6, [1], 7]],
+    "batch": [[20, [1], 9], [3, [4], 5, [2], 6], [50]],
+}
+
+FAMILIES = {
+    "qwen2_5_vl": Family(
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLConfig,
+        TEXT | mrope(2, 3, 3),
+        VISION
+        | {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32, "window_size": 16}
+        | {"fullatt_block_indexes": [1]},
+        qwen(0),
+        QWEN_PROMPTS,
+        TOKENS,
+    ),
+    "qwen2_vl": Family(
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLConfig,
+        TEXT | mrope(2, 3, 3),
+        VISION | {"depth": 2, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2},
+        qwen(0),
+        QWEN_PROMPTS,
+        TOKENS,
+    ),
+    "qwen3_vl": Family(
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLConfig,
+        TEXT | HEADS | mrope(2, 3, 3),
+        QWEN3_VISION,
+        qwen(3),
+        QWEN_PROMPTS,
+        TOKENS,
+    ),
+    "qwen3_vl_moe": Family(
+        Qwen3VLMoeForConditionalGeneration,
+        Qwen3VLMoeConfig,
+        TEXT | HEADS | mrope(2, 3, 3) | EXPERTS,
+        QWEN3_VISION,
+        qwen(3),
+        QWEN_PROMPTS,
+        TOKENS,
+    ),
+    "llava_hf": Family(
+        LlavaForConditionalGeneration,
+        LlavaConfig,
+        LlamaConfig(**TEXT),
+        CLIPVisionConfig(**TOWER, image_size=24),
+        tiled(6, 24),
+        TILE_PROMPTS,
+        {"image_token_id": IMAGE, "vision_feature_layer": -1},
+        {"keep_tokens": [20, 12, 5]},
+    ),
+    "internvl3": Family(
+        InternVLForConditionalGeneration,
+        InternVLConfig,
+        Qwen2Config(**TEXT),
+        INTERN_VISION,
+        tiled(4, 32),
+        INTERN_PROMPTS,
+        INTERN,
+    ),
+    "internvl3_5": Family(
+        InternVLForConditionalGeneration,
+        InternVLConfig,
+        Qwen3Config(**TEXT | HEADS),
+        INTERN_VISION,
+        tiled(4, 32),
+        INTERN_PROMPTS,
+        INTERN,
+    ),
+}
