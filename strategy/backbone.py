@@ -17,13 +17,15 @@ class Span(NamedTuple):
     """The visual tokens of one image or video.
 
     start: Sequence index of the first token; or one index for each frame, where text stands between the frames.
-    grid: (T, H, W), with H * W adjacent tokens in each frame. lead: Tokens of each frame before these, such as a class
-    token, which lie off the grid.
+    grid: (T, H, W), with H * W tokens in each frame, row by row. lead: Tokens of each frame before these, such as a
+    class token. row_tail: Tokens behind each row, such as a new line. Both lie off the grid, and are pruned like the
+    others.
     """
 
     start: int | tuple[int, ...]
     grid: Grid
     lead: int = 0
+    row_tail: int = 0
 
 
 Layout = Sequence[Sequence[Span]]

@@ -18,6 +18,10 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -28,7 +32,9 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
+    SiglipVisionConfig,
 )
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 import current_vlm  # noqa: F401  registers the backbones
 
@@ -121,7 +127,7 @@ def batch(rows: list[list[int]], visual: list[list[int]], grids: list[Any], call
 
 
 def tiled(side: int, pixels: int) -> Callable[[list[list[Any]]], Prompts]:
-    """Return what makes prompts of text, so many tokens a part, and pictures of [so many] tiles of side x side tokens."""
+    """Return what makes prompts of text, so many tokens a part, and pictures of [so many] tiles of side x side."""
 
     def make(parts: list[list[Any]]) -> Prompts:
         generator = torch.Generator().manual_seed(0)
@@ -146,6 +152,73 @@ def tiled(side: int, pixels: int) -> Callable[[list[list[Any]]], Prompts]:
     return make
 
 
+def packed(model: Any, sizes: list[tuple[int, int]], alone: list[bool]) -> list[Tensor]:
+    """Which tokens of each picture of such sizes are new lines, as a LLaVA of tiles itself packs its features.
+
+    alone: whether each picture is the only one of its prompt.
+    """
+    config, inner = model.config, model.model
+    side, width = config.vision_config.image_size // config.vision_config.patch_size, config.text_config.hidden_size
+    features = [
+        torch.zeros(
+            image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+            if single or not hasattr(config, "vision_aspect_ratio")
+            else 1,
+            side * side,
+            width,
+        )
+        for size, single in zip(sizes, alone, strict=True)
+    ]
+    more = (
+        {"vision_aspect_ratio": config.vision_aspect_ratio}
+        if hasattr(config, "vision_aspect_ratio")
+        else {"vision_feature_select_strategy": "default"}
+    )
+    packs, _ = inner.pack_image_features(features, torch.tensor(sizes), image_newline=torch.ones(width), **more)
+    return [pack[:, 0] == 1 for pack in packs]
+
+
+def anyres(name: str) -> Callable[[list[list[Any]]], Prompts]:
+    """Return what makes prompts of text, pictures (rows, columns) of pixels, and videos of [so many] frames."""
+
+    def make(parts: list[list[Any]]) -> Prompts:
+        model, generator = FAMILIES[name].model(), torch.Generator().manual_seed(0)
+        config, pixels = model.config, model.config.vision_config.image_size
+        half = -(-pixels // config.vision_config.patch_size // 2)
+        several = hasattr(config, "vision_aspect_ratio")
+        pictures = [[part for part in sample if isinstance(part, tuple)] for sample in parts]
+        sizes = [size for own in pictures for size in own]
+        newlines = iter(packed(model, sizes, [len(own) == 1 for own in pictures for _ in own]))
+        rows, visual, frames = [], [], []
+        for sample, own in zip(parts, pictures, strict=True):
+            row, places = [], []
+            for part in sample:
+                if isinstance(part, int):
+                    row += torch.randint(1, 60, (part,), generator=generator).tolist()
+                    continue
+                if isinstance(part, list):
+                    frames += part
+                    size, last = part[0] * half * half + 1, 1
+                else:
+                    size, last = len(next(newlines)), int(several and len(own) > 1)
+                row.append(START)
+                places += range(len(row), len(row) + size - last)
+                row += [*[VIDEO if isinstance(part, list) else IMAGE] * size, END]
+            rows.append(row)
+            visual.append(places)
+        call: dict[str, Any] = {}
+        if sizes:
+            call |= {"pixel_values": torch.randn(len(sizes), 6, 3, pixels, pixels, generator=generator)}
+            call["image_sizes"] = torch.tensor(sizes)
+        if sizes and several:
+            call["batch_num_images"] = torch.tensor([len(own) for own in pictures if own])
+        if frames:
+            call["pixel_values_videos"] = torch.randn(len(frames), frames[0], 3, pixels, pixels, generator=generator)
+        return batch(rows, visual, [], call)
+
+    return make
+
+
 QWEN_PROMPTS = {
     "one": [[12, (4, 6), 9]],
     "several": [[3, (3, 5), 2, (2, 4, 3), 3, (4, 4), 6]],
@@ -155,6 +228,12 @@ TILE_PROMPTS = {
     "one": [[12, [1], 9]],
     "several": [[3, [1], 6, [1], 7]],
     "batch": [[20, [1], 9], [3, [1], 5, [1], 6], [50]],
+}
+PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]]
+ANYRES_PROMPTS = {
+    "one": [[12, (30, 50), 9]],
+    "several": [[3, (20, 61), 6, (24, 24), 7]],
+    "batch": [[20, (40, 30), 9], [3, (20, 61), 5, (31, 30), 6], [50]],
 }
 QWEN3_VISION = VISION | {
     "depth": 3,
@@ -220,6 +299,25 @@ FAMILIES = {
         TILE_PROMPTS,
         {"image_token_id": IMAGE, "vision_feature_layer": -1},
         {"keep_tokens": [20, 12, 5]},
+    ),
+    "llava_next": Family(
+        LlavaNextForConditionalGeneration,
+        LlavaNextConfig,
+        LlamaConfig(**TEXT),
+        CLIPVisionConfig(**TOWER, image_size=24),
+        anyres("llava_next"),
+        ANYRES_PROMPTS,
+        {"image_token_id": IMAGE, "vision_feature_layer": -1, "image_grid_pinpoints": PINPOINTS},
+    ),
+    "llava_onevision": Family(
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionConfig,
+        Qwen2Config(**TEXT),
+        SiglipVisionConfig(**TOWER, image_size=24, vision_use_head=False),
+        anyres("llava_onevision"),
+        ANYRES_PROMPTS | {"several": [[3, (30, 30), 6, [3], 7]]},
+        {"image_token_id": IMAGE, "video_token_id": VIDEO, "image_grid_pinpoints": PINPOINTS}
+        | {"vision_feature_layer": -1, "vision_aspect_ratio": "anyres_max_2"},
     ),
     "internvl3": Family(
         InternVLForConditionalGeneration,

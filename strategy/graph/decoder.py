@@ -135,7 +135,7 @@ class FusedDecoder:
         room = rounded_length(max(length - gone, room))
         cache = generation.cache = self.cache(batch, room)
         inputs = [x, positions, *graph_inputs(state)]
-        details = (room, group.grids, *((tensor.shape, tensor.dtype) for tensor in inputs))
+        details = (room, group.kinds, *((tensor.shape, tensor.dtype) for tensor in inputs))
         key = ProgramKey("prefill", details, f"of {batch} x {length} tokens into {room} slots")
         costs = self.runner.record.multiply_adds
         before = costs["scoring"]

@@ -10,17 +10,36 @@ from strategy.backbone import Layout, Span
 from strategy.plan import Grid
 
 
-class ResolvedSpan(NamedTuple):
-    """A span with the start of each of its frames."""
+class SpanKind(NamedTuple):
+    """What spans have in common that differ in their place only, see `Span`."""
 
-    starts: tuple[int, ...]
     grid: Grid
-    lead: int
+    lead: int = 0
+    row_tail: int = 0
 
     @property
     def frame_size(self) -> int:
         """Return how many tokens one frame has."""
-        return self.lead + self.grid[1] * self.grid[2]
+        _, height, width = self.grid
+        return self.lead + height * (width + self.row_tail)
+
+    def on_grid(self) -> Tensor:
+        """Return which of the span's tokens lie on its grid, [T * H * W]."""
+        frames, height, width = self.grid
+        frame = torch.arange(frames * self.frame_size).view(frames, -1)[:, self.lead :]
+        return frame.reshape(frames, height, -1)[..., :width].flatten()
+
+
+class ResolvedSpan(NamedTuple):
+    """A span with the start of each of its frames."""
+
+    starts: tuple[int, ...]
+    kind: SpanKind
+
+    @property
+    def frame_size(self) -> int:
+        """Return how many tokens one frame has."""
+        return self.kind.frame_size
 
 
 def resolve_layout(layout: Layout, batch: int, length: int) -> list[list[ResolvedSpan]]:
@@ -49,25 +68,28 @@ def resolve_layout(layout: Layout, batch: int, length: int) -> list[list[Resolve
 
 
 def _resolve(sample: int, span: Span) -> ResolvedSpan:
-    grid, lead = tuple(map(int, span.grid)), int(span.lead)
-    if len(grid) != 3 or min(grid) < 1:
-        raise ValueError(f"sample {sample}: grid {grid} is not three numbers from 1 up (T, H, W)")
-    if lead < 0:
-        raise ValueError(f"sample {sample}: lead={lead}, want the number of tokens before each frame's patches")
+    kind = SpanKind(tuple(map(int, span.grid)), int(span.lead), int(span.row_tail))  # type: ignore[arg-type]
+    if len(kind.grid) != 3 or min(kind.grid) < 1:
+        raise ValueError(f"sample {sample}: grid {kind.grid} is not three numbers from 1 up (T, H, W)")
+    if kind.lead < 0:
+        raise ValueError(f"sample {sample}: lead={kind.lead}, want the number of tokens before each frame's patches")
+    if kind.row_tail < 0:
+        raise ValueError(f"sample {sample}: row_tail={kind.row_tail}, want the number of tokens behind each row")
     if isinstance(span.start, Sequence):
         starts = tuple(map(int, span.start))
     else:
-        starts = tuple(int(span.start) + frame * (lead + grid[1] * grid[2]) for frame in range(grid[0]))
-    if len(starts) != grid[0]:
-        raise ValueError(f"sample {sample}: grid {grid} has {grid[0]} frames, but {len(starts)} starts are given")
-    return ResolvedSpan(starts, (grid[0], grid[1], grid[2]), lead)
+        starts = tuple(int(span.start) + frame * kind.frame_size for frame in range(kind.grid[0]))
+    if len(starts) != kind.grid[0]:
+        raise ValueError(
+            f"sample {sample}: grid {kind.grid} has {kind.grid[0]} frames, but {len(starts)} starts are given"
+        )
+    return ResolvedSpan(starts, kind)
 
 
-def on_grid(kinds: Iterable[tuple[Grid, int]], device: torch.device) -> tuple[Tensor, ...]:
-    """Return, for each grid with its lead, which of a sample's visual tokens lie on the grid."""
+def on_grid(kinds: Iterable[SpanKind], device: torch.device) -> tuple[Tensor, ...]:
+    """Return, for each kind of span, which of a sample's visual tokens lie on its grid."""
     tokens, first = [], 0
-    for (frames, height, width), lead in kinds:
-        size = lead + height * width
-        tokens.append(torch.arange(first, first + frames * size, device=device).view(frames, size)[:, lead:].flatten())
-        first += frames * size
+    for kind in kinds:
+        tokens.append((kind.on_grid() + first).to(device))
+        first += kind.grid[0] * kind.frame_size
     return tuple(tokens)

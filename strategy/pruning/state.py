@@ -13,7 +13,7 @@ from strategy.kernels.attention import gather_rows
 from strategy.kernels.selection import keep_chosen
 from strategy.metrics.record import Stage
 from strategy.plan import Grid
-from strategy.pruning.layout import on_grid, resolve_layout
+from strategy.pruning.layout import SpanKind, on_grid, resolve_layout
 from strategy.pruning.narrowing import LayerKwargs
 
 
@@ -25,7 +25,8 @@ class SampleGroup:
         samples: Their numbers in the batch.
         batch_index: The same numbers as a tensor on the device.
         num_visual: Visual tokens of each sample before the first prune.
-        grids, on_grid: Theirs, see `View`.
+        kinds: Of their spans, in order.
+        on_grid: See `View`.
         remaining: [G, R], their tokens that are left, as indices of the whole prompt.
         visual, text: Positions in `remaining` of the visual tokens and of the other tokens.
         original_index: [G, N], the visual tokens that are left, in the numbering of the unpruned ones.
@@ -36,7 +37,7 @@ class SampleGroup:
     samples: list[int]
     batch_index: Tensor
     num_visual: int
-    grids: tuple[Grid, ...]
+    kinds: tuple[SpanKind, ...]
     on_grid: tuple[Tensor, ...]
     remaining: Tensor
     visual: Tensor
@@ -44,6 +45,11 @@ class SampleGroup:
     original_index: Tensor
     question_mask: Tensor
     memo: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """Return the grids of the spans."""
+        return tuple(kind.grid for kind in self.kinds)
 
     def keep(self, chosen: Tensor) -> Tensor:
         """Drop the visual tokens not in `chosen` [G, N'], in order; returns the positions that stay in `remaining`."""
@@ -128,10 +134,10 @@ class PrefillState:
         real = torch.ones(batch, length, dtype=torch.bool, device=device)
         if mask is not None and mask.dim() == 2:
             real = mask.bool()
-        alike: dict[tuple[tuple[Grid, int], ...], list[tuple[int, list[int]]]] = {}
+        alike: dict[tuple[SpanKind, ...], list[tuple[int, list[int]]]] = {}
         for sample, spans in enumerate(resolve_layout(layout, batch, length)):
             visual = [at for span in spans for start in span.starts for at in range(start, start + span.frame_size)]
-            alike.setdefault(tuple((span.grid, span.lead) for span in spans), []).append((sample, visual))
+            alike.setdefault(tuple(span.kind for span in spans), []).append((sample, visual))
         groups = [_group(kinds, members, real) for kinds, members in alike.items()]
         last = (real * torch.arange(length, device=device)).amax(dim=1, keepdim=True)
         if positions is None:
@@ -220,7 +226,7 @@ class PrefillState:
         return tensor if self.index is None else gather_rows(tensor, self.index.to(tensor.device))
 
 
-def _group(kinds: tuple[tuple[Grid, int], ...], members: list[tuple[int, list[int]]], real: Tensor) -> SampleGroup:
+def _group(kinds: tuple[SpanKind, ...], members: list[tuple[int, list[int]]], real: Tensor) -> SampleGroup:
     """Gather samples with the same grids, each given by its number and its visual tokens."""
     length, device = real.shape[1], real.device
     visual = [own for _, own in members]
@@ -236,7 +242,7 @@ def _group(kinds: tuple[tuple[Grid, int], ...], members: list[tuple[int, list[in
         samples=samples,
         batch_index=batch_index,
         num_visual=len(visual[0]),
-        grids=tuple(grid for grid, _ in kinds),
+        kinds=kinds,
         on_grid=on_grid(kinds, device),
         remaining=torch.arange(length, device=device).expand(len(members), -1),
         visual=torch.tensor(visual, dtype=torch.long, device=device),
