@@ -80,6 +80,7 @@ class Backbone(ABC):
         decoders: The bare text decoders, which need their layout given by hand.
         nominal_tokens, own_size, video: See `Facts`.
         size_methods: Methods of the vision modules whose results depend only on the sizes of pictures.
+        entry_makes_masks: Whether the entry makes the decoder's masks, so that padding is given to the entry only.
         encoder_methods: Methods of the entry that `generate` calls in front of the entry's forward call, which then is
             not given their arguments, as since transformers 5.24. `layout` is given these too.
     """
@@ -92,12 +93,15 @@ class Backbone(ABC):
     video: bool = False
     size_methods: tuple[str, ...] = ()
     encoder_methods: tuple[str, ...] = ()
+    entry_makes_masks: bool = False
 
     def facts(self, decoder: Any) -> Facts:
         """Return what strategies may know of a decoder."""
-        layer, experts = decoder.layers[0], self.experts(decoder)
-        pair = pair_cost(layer, self.layer_spec(layer)) / token_cost(layer, experts)
-        return Facts(len(decoder.layers), self.nominal_tokens, self.own_size, self.video, pair)
+        layers, specs, experts = decoder.layers, self.layer_specs(decoder), self.experts(decoder)
+        pair = sum(map(pair_cost, layers, specs)) / sum(token_cost(layer, experts) for layer in layers)
+        rows = tuple(number for number, spec in enumerate(specs) if spec.has_rows)
+        attention_layers = None if len(rows) == len(layers) else rows
+        return Facts(len(layers), self.nominal_tokens, self.own_size, self.video, pair, attention_layers)
 
     def experts(self, decoder: Any) -> int:
         """Return how many experts of a mixture a token goes through; 0 without a mixture."""

@@ -116,6 +116,14 @@ class Strategy(ABC):
         """
         return None
 
+    def prune_layers(self, facts: Facts, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the configured layers to prune at, or those with attention to rank by that are nearest to the default.
+
+        Raises:
+            ValueError: As for `Facts.nearest_stages`.
+        """
+        return self.config.prune_layer or facts.nearest_stages(default)
+
     def budget(self, tokens: int | None = None, ratio: float | None = None) -> StageBudgets:
         """Return the configured budget, or the default that is given here in tokens or as a ratio."""
         if (tokens is None) == (ratio is None):

@@ -16,7 +16,7 @@ class FastV(Strategy):
     """
 
     def plan(self, facts: Facts) -> Plan:
-        return Plan.resolve(self.config.prune_layer or (2,), None, self.budget(ratio=0.5), facts)
+        return Plan.resolve(self.prune_layers(facts, (2,)), None, self.budget(ratio=0.5), facts)
 
     def score(self, view: View) -> Tensor:
         return view.attention(view.last).mean(dim=(1, 2))

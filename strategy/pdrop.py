@@ -20,7 +20,7 @@ class PyramidDrop(Strategy):
     """
 
     def plan(self, facts: Facts) -> Plan:
-        layers = self.config.prune_layer or tuple(round(facts.depth * quarter / 4) for quarter in (1, 2, 3))
+        layers = self.prune_layers(facts, tuple(round(facts.depth * quarter / 4) for quarter in (1, 2, 3)))
         weights = tuple(LAMBDA**stage for stage in range(len(layers)))
         return Plan.resolve(layers, None, replace(self.budget(ratio=0.5), weights=weights), facts)
 

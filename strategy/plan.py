@@ -3,6 +3,7 @@
 import bisect
 import itertools
 import math
+import warnings
 from dataclasses import dataclass
 
 Grid = tuple[int, int, int]
@@ -20,6 +21,7 @@ class Facts:
             instead of a number out of the nominal tokens.
         video: Whether the tokens are those of a video's frames.
         pair_cost: The cost of attention between two tokens of a layer, in units of what one token costs there.
+        attention_layers: The layers whose attention strategies can ask for; None for all.
     """
 
     depth: int
@@ -27,6 +29,33 @@ class Facts:
     own_size: bool = False
     video: bool = False
     pair_cost: float = 0.0
+    attention_layers: tuple[int, ...] | None = None
+
+    def nearest_stages(self, layers: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the layers to prune at that are nearest to some, and have attention to rank by just before them.
+
+        Raises:
+            ValueError: The decoder has not as many.
+        """
+        if self.attention_layers is None or all(layer - 1 in self.attention_layers for layer in layers):
+            return layers
+        allowed = [number + 1 for number in self.attention_layers if number + 1 < self.depth]
+        if len(allowed) < len(layers):
+            raise ValueError(
+                f"of {self.depth} layers only {list(self.attention_layers)} have attention to rank by, so that there "
+                f"is no place for {len(layers)} default stages: give prune_layer out of {allowed} (and one number a "
+                "stage)"
+            )
+        moved = min(
+            itertools.combinations(allowed, len(layers)),
+            key=lambda chosen: sum(abs(one - other) for one, other in zip(chosen, layers, strict=True)),
+        )
+        warnings.warn(
+            f"pruning at {list(moved)} in place of {list(layers)}, since only the layers {list(self.attention_layers)} "
+            "have attention to rank by",
+            stacklevel=2,
+        )
+        return moved
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class PriorTR(Strategy):
     options_type = PriorTROptions
 
     def plan(self, facts: Facts) -> Plan:
-        return Plan.resolve(self.config.prune_layer or (3,), None, self.budget(tokens=192), facts)
+        return Plan.resolve(self.prune_layers(facts, (3,)), None, self.budget(tokens=192), facts)
 
     def score(self, view: View) -> Tensor:
         attention = view.attention(view.question)

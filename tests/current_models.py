@@ -12,6 +12,8 @@ from qwen_checks import END, IMAGE, START, TEXT, TOKENS, VIDEO, VISION, Prompts
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
@@ -27,6 +29,10 @@ from transformers import (
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -43,8 +49,19 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
 
 
-def mrope(*sections: int) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}}
+SLIDING = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 3
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 3,
+}
+
+
+def mrope(*sections: int, **more: Any) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
+    return {"rope_parameters": rope | more}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +70,7 @@ class Family:
 
     kind, config: the classes of the model and its configuration. text, vision, more: the parts of the tiny model's
     configuration. make: makes prompts of such parts as `prompts` has by name, for each prompt of a batch. budget: of
-    three stages.
+    each of its stages.
     """
 
     kind: type
@@ -64,6 +81,7 @@ class Family:
     prompts: dict[str, list[list[Any]]]
     more: dict[str, Any] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=lambda: {"retain_ratio": [0.6, 0.4, 0.2]})
+    stages: list[int] = field(default_factory=lambda: [1, 4, 8])
 
     @functools.cache  # noqa: B019  there are few, and they live as long as the tests
     def model(self, attention: str = "sdpa") -> Any:
@@ -152,6 +170,17 @@ def tiled(side: int, pixels: int) -> Callable[[list[list[Any]]], Prompts]:
     return make
 
 
+def typed(make: Callable[[list[list[Any]]], Prompts]) -> Callable[[list[list[Any]]], Prompts]:
+    """Return what makes such prompts with the types of their tokens."""
+
+    def typed_make(parts: list[list[Any]]) -> Prompts:
+        prompts = make(parts)
+        prompts.call["token_type_ids"] = (prompts.call["input_ids"] == IMAGE).long()
+        return prompts
+
+    return typed_make
+
+
 def packed(model: Any, sizes: list[tuple[int, int]], alone: list[bool]) -> list[Tensor]:
     """Which tokens of each picture of such sizes are new lines, as a LLaVA of tiles itself packs its features.
 
@@ -229,6 +258,13 @@ TILE_PROMPTS = {
     "several": [[3, [1], 6, [1], 7]],
     "batch": [[20, [1], 9], [3, [1], 5, [1], 6], [50]],
 }
+QWEN35_VISION = VISION | {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 64,
+}
 PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]]
 ANYRES_PROMPTS = {
     "one": [[12, (30, 50), 9]],
@@ -299,6 +335,42 @@ FAMILIES = {
         TILE_PROMPTS,
         {"image_token_id": IMAGE, "vision_feature_layer": -1},
         {"keep_tokens": [20, 12, 5]},
+    ),
+    "gemma3": Family(
+        Gemma3ForConditionalGeneration,
+        Gemma3Config,
+        TEXT | HEADS | {"sliding_window": 256, "query_pre_attn_scalar": 16} | {"layer_types": SLIDING},
+        SiglipVisionConfig(**TOWER, image_size=48, vision_use_head=False),
+        typed(tiled(6, 48)),
+        TILE_PROMPTS,
+        {"image_token_index": IMAGE, "boi_token_index": START, "eoi_token_index": END, "mm_tokens_per_image": 36},
+    ),
+    "qwen3_5": Family(
+        Qwen3_5ForConditionalGeneration,
+        Qwen3_5Config,
+        TEXT | HEADS | LINEAR | mrope(1, 1, 2, partial_rotary_factor=0.5),
+        QWEN35_VISION,
+        qwen(3),
+        QWEN_PROMPTS,
+        TOKENS,
+        {"retain_ratio": [0.6, 0.3]},
+        [4, 8],
+    ),
+    "qwen3_5_moe": Family(
+        Qwen3_5MoeForConditionalGeneration,
+        Qwen3_5MoeConfig,
+        TEXT
+        | HEADS
+        | LINEAR
+        | EXPERTS
+        | mrope(1, 1, 2, partial_rotary_factor=0.5)
+        | {"shared_expert_intermediate_size": 32},
+        QWEN35_VISION,
+        qwen(3),
+        QWEN_PROMPTS,
+        TOKENS,
+        {"retain_ratio": [0.6, 0.3]},
+        [4, 8],
     ),
     "llava_next": Family(
         LlavaNextForConditionalGeneration,

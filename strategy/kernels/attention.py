@@ -1,5 +1,6 @@
 """Attention rows of one layer, recomputed for a few queries from what the layer left behind."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,14 +25,17 @@ def attention_to(weights: Tensor, visual: Tensor) -> Tensor:
 
 
 def apply_rotary(head: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate heads [B, heads, L, width] by cosines and sines [B or 1, L, width]."""
-    first, second = head.chunk(2, dim=-1)
-    return head * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+    """Rotate the first part of heads [B, heads, L, width] by cosines and sines [B or 1, L, width of that part]."""
+    turned, still = head[..., : cos.shape[-1]], head[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+    return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
 
 
-def _project(layer: nn.Module, spec: LayerSpec, path: str, norm: str | None, x: Tensor) -> Tensor:
+def _project(layer: nn.Module, spec: LayerSpec, path: str | None, norm: str | None, x: Tensor) -> Tensor:
     """Project x [B, R, C] with a layer's own weights into heads [B, heads, R, head width]."""
-    head = part(layer, path)(part(layer, spec.input_norm)(x)).unflatten(-1, (-1, spec.head_width))
+    width = spec.head_width * (2 if spec.query_gate and path == spec.query else 1)
+    head = part(layer, path)(part(layer, spec.input_norm)(x)).unflatten(-1, (-1, width))[..., : spec.head_width]
     return (head if norm is None else part(layer, norm)(head)).transpose(1, 2)
 
 
@@ -48,6 +52,7 @@ def attention_rows(
     rotary: tuple[Tensor, Tensor],
     keys: Tensor | None,
     mask: Any,
+    stages: Sequence[int] = (),
 ) -> Tensor:
     """Compute the attention that some tokens pay all tokens.
 
@@ -58,6 +63,7 @@ def attention_rows(
         rotary: Cosines and sines [B or 1, L, head width].
         keys: The layer's keys [B, key heads, L, head width] from the cache; None projects them again.
         mask: The layer's own attention mask: None, [B, L] or [B, 1, L, L], additive or boolean.
+        stages: Where else to prune, for the error.
 
     Returns:
         Attention after the softmax, float32 [B, heads, R, L].
@@ -66,7 +72,8 @@ def attention_rows(
         ValueError: The layer computes its attention in another way than this function.
     """
     if not spec.has_rows:
-        name, ways = type(layer).__name__, "prune behind another layer, or choose a strategy that uses no attention"
+        where = f"at one of {list(stages)}" if stages else "behind another layer"
+        name, ways = type(layer).__name__, f"prune {where}, or choose a strategy that uses no attention"
         if spec.attention == MISDESCRIBED:
             raise ValueError(
                 f"a {name} caches other keys than the layer_spec and rotary of its backbone give, so attention rows "

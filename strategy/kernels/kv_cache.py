@@ -31,7 +31,9 @@ def can_trim(cache: Any) -> bool:
         return True
     if not hasattr(cache, "layers"):
         return hasattr(cache, "key_cache") and not hasattr(cache, "window_length")
-    layers = [*cache.layers, getattr(cache, "layer_class_to_replicate", None)]
+    # A linear layer has a state of fixed size, and no keys to trim.
+    layers = [layer for layer in cache.layers if not hasattr(layer, "recurrent_states") or hasattr(layer, "keys")]
+    layers.append(getattr(cache, "layer_class_to_replicate", None))
     kept_otherwise = any(
         getattr(layer, "is_compileable", False) or hasattr(layer, "residual_length") for layer in layers
     )
@@ -43,6 +45,19 @@ def read(cache: Any, layer: int) -> tuple[Tensor, Tensor]:
     if hasattr(cache, "layers"):
         return cache.layers[layer].keys, cache.layers[layer].values
     return cache.key_cache[layer], cache.value_cache[layer]
+
+
+def has_keys(cache: Any, layer: int) -> bool:
+    """Return whether a layer holds keys and values; a linear one holds a state of fixed size."""
+    return not hasattr(cache, "layers") or getattr(cache.layers[layer], "keys", None) is not None
+
+
+def num_bytes(cache: Any, layer: int) -> int:
+    """Return the bytes of what a layer holds."""
+    if has_keys(cache, layer):
+        return sum(tensor.nbytes for tensor in read(cache, layer))
+    states = (vars(cache.layers[layer]).get(name, {}).values() for name in ("conv_states", "recurrent_states"))
+    return sum(state.nbytes for each in states for state in each if state is not None)
 
 
 def write(cache: Any, layer: int, keys: Tensor, values: Tensor) -> None:

@@ -184,7 +184,9 @@ class _StockRun:
         self.changed |= not torch.equal(hidden, self.hidden)
         if number in self.chosen:
             recorder = KeyRecorder()
-            caches = {name: recorder for name in kv_cache.NAMES if name in kwargs}
+            # What else a layer keeps than keys and values, it keeps in a cache of its own kind.
+            names = kv_cache.NAMES if self.specs[number].has_rows else ()
+            caches = {name: recorder for name in names if name in kwargs}
             output = stock(self.hidden, *args, **kwargs | caches)
             own, *self.others = output if isinstance(output, tuple) else (output,)
             self.in_tuple = isinstance(output, tuple)

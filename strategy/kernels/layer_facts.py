@@ -24,8 +24,8 @@ def token_cost(layer: nn.Module, experts: int) -> int:
 
 
 def pair_cost(layer: nn.Module, spec: LayerSpec) -> int:
-    """Return the multiply-adds of attention in a layer for one token that sees one token."""
-    return 2 * whole_shape(part(layer, spec.output).weight)[1]
+    """Return the multiply-adds of attention in a layer for one token that sees one token; 0 in a linear layer."""
+    return 0 if spec.linear else 2 * whole_shape(part(layer, spec.output).weight)[1]
 
 
 def is_zero_sharded(layers: nn.ModuleList) -> bool:

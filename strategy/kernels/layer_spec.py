@@ -26,11 +26,13 @@ class LayerSpec:
         epsilon: Epsilon of the norms.
         activation: The function between gate and down projection; None where there is no gated MLP.
         attention: "full" where a token sees all tokens before it; "window" where it sees the last `window` of them;
-            any other word names an attention without rows and keys, such as "linear".
+            any other word names an attention without rows and keys, such as "linear", whose layers keep a state of
+            fixed size, take padding as a mask [B, L], and cannot forget a token.
         window: How many tokens a token sees, itself included; None for all.
         norm: "rms" for weight * x / rms(x), the root mean square in float32; any other word names another norm.
-        rotary: "half" where the first half of a head's width rotates with the second; any other word names another
-            rotation.
+        rotary: "half" where the first half of a head's width rotates with the second, or of the part of it that the
+            rotary tables cover; any other word names another rotation.
+        query_gate: Whether a gate as wide as a head follows each head's query in the output of the query projection.
         query, key, value, output: Projections of the attention.
         query_norm, key_norm: Norms of each head of the queries and keys.
         gate, up, down: Projections of the gated MLP.
@@ -47,10 +49,11 @@ class LayerSpec:
     window: int | None = None
     norm: str = "rms"
     rotary: str = "half"
-    query: str = "self_attn.q_proj"
-    key: str = "self_attn.k_proj"
-    value: str = "self_attn.v_proj"
-    output: str = "self_attn.o_proj"
+    query_gate: bool = False
+    query: str | None = "self_attn.q_proj"
+    key: str | None = "self_attn.k_proj"
+    value: str | None = "self_attn.v_proj"
+    output: str | None = "self_attn.o_proj"
     query_norm: str | None = None
     key_norm: str | None = None
     gate: str | None = "mlp.gate_proj"
@@ -65,6 +68,11 @@ class LayerSpec:
         return self.attention in ("full", "window") and self.rotary == "half"
 
     @property
+    def linear(self) -> bool:
+        """Return whether the layer keeps a state of fixed size in place of keys and values."""
+        return self.output is None
+
+    @property
     def paths(self) -> tuple[str | None, ...]:
         """Return the paths of all modules, None for those that the layer does not have."""
         norms = (self.input_norm, self.post_attention_norm, self.query_norm, self.key_norm)
@@ -76,14 +84,22 @@ class LayerSpec:
         return (self.query, self.key, self.value), (self.gate, self.up)
 
 
-def part(layer: nn.Module, path: str) -> Any:
-    """Return the module of a layer at a path of its `LayerSpec`."""
+def part(layer: nn.Module, path: str | None) -> Any:
+    """Return the module of a layer at a path of its `LayerSpec`, of those that the layer has."""
+    assert path is not None
     return layer.get_submodule(path)
 
 
 def norm_epsilon(norm: Any) -> Any:
     """Return the epsilon of a norm; None if it has none under a known name."""
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+def linear_spec(layer: Any) -> LayerSpec:
+    """Describe a layer of linear attention between two norms with the names of Llama's."""
+    nothing = dict.fromkeys(("query", "key", "value", "output", "gate", "up", "down"))
+    epsilon = norm_epsilon(layer.input_layernorm)
+    return LayerSpec(head_width=0, scale=0.0, epsilon=epsilon, attention="linear", **nothing)  # type: ignore[arg-type]
 
 
 def llama_spec(layer: Any) -> LayerSpec:

@@ -80,6 +80,8 @@ def _layer_blockers(layer: nn.Module, spec: LayerSpec) -> Iterator[str]:
     name, modules = type(layer).__name__, dict(layer.named_modules())
     if spec.attention not in ("full", "window"):
         yield f"a {name} with {spec.attention} attention"
+    if spec.query_gate:
+        yield f"a {name} with a gate beside its queries"
     for kind, given, known in (("norm", spec.norm, "rms"), ("rotary embedding", spec.rotary, "half")):
         if given != known:
             yield f"a {name} with another {kind} ({given})"
@@ -98,7 +100,7 @@ def _layer_blockers(layer: nn.Module, spec: LayerSpec) -> Iterator[str]:
     for parameter, _ in layer.named_parameters():
         if parameter.rpartition(".")[0] not in spec.paths:
             yield f"a {name} with a parameter that its description does not name ({parameter})"
-    values = torch.linspace(-2, 2, 5, device=modules[spec.output].weight.device)
+    values = torch.linspace(-2, 2, 5, device=next(layer.parameters()).device)
     activation = getattr(spec.activation, "forward", spec.activation)  # hooks on a module do not see this call
     if activation is None or not torch.equal(activation(values), F.silu(values)):
         yield f"an activation other than SiLU ({type(spec.activation).__name__})"

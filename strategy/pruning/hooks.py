@@ -7,7 +7,7 @@ inside the layer loop waits for the device.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -84,6 +84,8 @@ class PruningHooks:
             # Some models give the module that is their entry a part of its arguments by position.
             args, kwargs = (), named_arguments(module.forward, args) | kwargs
         tokens, cache = prompt_tokens(args, kwargs), kv_cache.find(kwargs)
+        makes_masks = self.backbone.entry_makes_masks and module is not self.decoder
+        self.context.padding = kwargs.get("attention_mask") if makes_masks else None
         if not kv_cache.length(cache):
             fixed = self.fixed_layout
             self.context.layout = self._find_layout(kwargs, len(tokens)) if fixed is None else fixed
@@ -94,6 +96,9 @@ class PruningHooks:
         prompt = pruned_cache.find_prompt(cache, tokens)
         if prompt is not None:
             pruned_cache.place_tokens(kwargs, cache, prompt, self.generate_call)
+            if makes_masks:
+                pruned_cache.fit_token_types(kwargs, cache)
+                pruned_cache.fit_mask(kwargs, cache, prompt)
         self._count_unpruned(kwargs)
         return args, kwargs
 
@@ -147,7 +152,8 @@ class PruningHooks:
                 return None
             later = kv_cache.length(cache) + tokens.shape[1] - prompt.real.shape[1]
             self._check_window(prompt.length + later)
-            pruned_cache.fit_mask(kwargs, cache, prompt)
+            if not isinstance(kwargs.get("attention_mask"), Mapping):  # the entry fitted what it made them of
+                pruned_cache.fit_mask(kwargs, cache, prompt)
             return args, kwargs
         pruned_cache.forget(cache)
         layout, self.context.layout = self.context.layout, None
@@ -158,7 +164,8 @@ class PruningHooks:
         if layout is None:
             return args, kwargs
         mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        state = self.context.prompt = PrefillState.from_layout(layout, tokens, mask, positions)
+        padding = self.context.padding if isinstance(mask, Mapping) else mask
+        state = self.context.prompt = PrefillState.from_layout(layout, tokens, padding, positions)
         if visual:
             if self.question_free is not None:
                 state.prior = self.question_free.run(kwargs, layout, tokens, state.last)

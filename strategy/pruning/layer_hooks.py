@@ -59,7 +59,8 @@ class LayerHooks:
         if number == self.plan.layers[0] == 0:
             patch.handles.append(layer.register_forward_pre_hook(self.prune_input, with_kwargs=True))
         if number >= self.plan.layers[0]:
-            patch.handles.append(layer.register_forward_pre_hook(self.narrow, with_kwargs=True))
+            narrow = partial(self.narrow, self.specs[number].linear)
+            patch.handles.append(layer.register_forward_pre_hook(narrow, with_kwargs=True))
         stage = self.plan.layers.index(number + 1) if number + 1 in self.plan.layers else None
         # Not a hook, since transformers 4.57 records hidden states around the forward call and before all hooks, and
         # these shall be what is left. A partial of a method, since a closure would refer to these hooks in a copy of
@@ -79,12 +80,13 @@ class LayerHooks:
         with torch.no_grad():
             return (self.runner.prune(state, 0, args[0]), *args[1:]), kwargs
 
-    def narrow(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Narrow a layer's keyword arguments to the tokens that are left."""
+    def narrow(self, linear: bool, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Narrow the keyword arguments of a layer, linear or not, to the tokens that are left."""
         state = self.context.pruned
         if state is None or state.layer_kwargs is None:
             return None
-        state.layer_kwargs.narrow(kwargs, mask_4d="flash" not in self.decoder.config._attn_implementation)
+        mask_4d = not linear and "flash" not in self.decoder.config._attn_implementation
+        state.layer_kwargs.narrow(kwargs, mask_4d)
         return args, kwargs
 
     def forward_layer(
@@ -128,12 +130,13 @@ class LayerHooks:
             select: Picks the samples meant out of [B or 1, ...].
         """
         layer, spec, cache = self.decoder.layers[number], self.specs[number], kv_cache.find(kwargs)
-        keys = None if cache is None else select(kv_cache.read(cache, number)[0])
+        keys = None if cache is None or not spec.has_rows else select(kv_cache.read(cache, number)[0])
         # Where layers lie on several devices, a layer's arguments may come from the device of another one.
         cos, sin = (select(table.to(before.device)) for table in self.backbone.rotary(layer, kwargs))
         mask = kwargs.get("attention_mask")
         mask = None if mask is None else select(mask.to(before.device))
-        return attention_rows(layer, spec, select(before), query_positions, (cos, sin), keys, mask)
+        stages = [at + 1 for at, other in enumerate(self.specs[:-1]) if other.has_rows]
+        return attention_rows(layer, spec, select(before), query_positions, (cos, sin), keys, mask, stages)
 
     def finish_prefill(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Trim the cache of every layer to what is left at the end, and write the record."""

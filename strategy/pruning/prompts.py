@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from strategy.kernels.attention import gather_rows
+from strategy.pruning.narrowing import narrow_mask
 
 
 def prompt_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -50,6 +51,10 @@ def gather_prompt_kwargs(kwargs: Mapping[str, Any], tokens: Tensor, index: Tenso
         elif torch.is_tensor(value) and value.shape[:2] == tokens.shape[:2]:
             rows = gather_rows(value, index)
             gathered[name] = rows & real if rows.dtype == torch.bool else rows
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Mapping):  # one for each kind of layer
+        gathered["attention_mask"] = {name: narrow_mask(own, index, ~real, True) for name, own in mask.items()}
+        return gathered
     mask = gathered.get("attention_mask")
     gathered["attention_mask"] = real.long() if mask is None else mask * real.to(mask.dtype)
     return gathered

@@ -19,13 +19,14 @@ def trim(cache: Any, depth: int, state: PrefillState) -> float:
     """Keep in every layer's cache what is left at the end of a prefill, and return the cache's bytes a sample."""
     size = 0
     for number in range(depth):
-        keys, values = kv_cache.read(cache, number)
         positions = state.cache_positions(state.prunes_before(number))
-        if positions is not None:
+        # Nothing can be taken out of a linear layer's state, which keeps what the pruned tokens wrote.
+        if positions is not None and kv_cache.has_keys(cache, number):
+            keys, values = kv_cache.read(cache, number)
             positions = positions.to(keys.device)
             keys, values = (tensor.take_along_dim(positions[:, None, :, None], 2) for tensor in (keys, values))
             kv_cache.write(cache, number, keys, values)
-        size += keys.nbytes + values.nbytes
+        size += kv_cache.num_bytes(cache, number)
     if (pruned := state.pruned_prompt()) is not None:
         setattr(cache, ATTRIBUTE, pruned)
     return size / len(state.real)
@@ -70,6 +71,14 @@ def place_tokens(kwargs: dict[str, Any], cache: Any, prompt: PrunedPrompt, call:
         later = padding[:, prompt.length :].long().cumsum(1) - 1
     if generating or kwargs.get("position_ids") is None:
         kwargs["position_ids"] = prompt.position + later[:, -new:].clamp(min=0)
+
+
+def fit_token_types(kwargs: dict[str, Any], cache: Any) -> None:
+    """Fit token types of a whole conversation to a pruned cache, whose pictures no later token belongs to."""
+    types, tokens = kwargs.get("token_type_ids"), prompt_tokens((), kwargs)
+    if types is not None:
+        held = types.new_zeros(len(types), kv_cache.length(cache))
+        kwargs["token_type_ids"] = torch.cat([held, types[:, -tokens.shape[1] :]], dim=1)
 
 
 def fit_mask(kwargs: dict[str, Any], cache: Any, prompt: PrunedPrompt) -> None:

@@ -12,7 +12,7 @@ from strategy.kernels import kv_cache
 from strategy.metrics.meter import CostMeter
 from strategy.metrics.thread_state import ThreadState
 from strategy.pruning.layout import ResolvedSpan, resolve_layout
-from strategy.pruning.prompts import gather_prompt_kwargs
+from strategy.pruning.prompts import gather_prompt_kwargs, prompt_tokens
 
 # Arguments of a decoder's forward call that a call which stops in the middle does not take.
 DROPPED = (*kv_cache.NAMES, "output_attentions", "output_hidden_states", "return_dict")
@@ -77,7 +77,7 @@ class QuestionFreePass:
             ValueError: The attention mask is not two-dimensional.
         """
         mask = kwargs.get("attention_mask")
-        if mask is not None and mask.dim() != 2:
+        if isinstance(mask, Tensor) and mask.dim() != 2:
             raise ValueError(f"{self.strategy} needs an attention_mask [B, S], not one of {mask.dim()} dimensions")
         (batch, length), since = tokens.shape[:2], self.meter.record.clock.start(tokens.device)
         spans, template = resolve_layout(layout, batch, length), self.current.template or [0] * batch
@@ -87,7 +87,7 @@ class QuestionFreePass:
                 self.decoder(**shorter)
         finally:
             self.current.last, self.current.template = None, None
-        self.meter.prefill(batch, [shorter["attention_mask"].shape[1]] * self.layers, phase="scoring")
+        self.meter.prefill(batch, [prompt_tokens((), shorter).shape[1]] * self.layers, phase="scoring")
         self.meter.record.clock.stop("scoring", since)
         attention, self.current.attention = self.current.attention, None
         return attention

@@ -9,7 +9,12 @@ import strategy
 from strategy import VTRConfig
 
 # The families whose layers the fused ones cannot express, with the reason.
-BLOCKED = {"qwen3_vl_moe": "without plain linear projections"}
+BLOCKED = {
+    "qwen3_vl_moe": "without plain linear projections",
+    "gemma3": r"with another norm \(rms, weight \+ 1\)",
+    "qwen3_5": "with linear attention",
+    "qwen3_5_moe": "with linear attention",
+}
 FUSED = [name for name in FAMILIES if name not in BLOCKED]
 
 

@@ -1,0 +1,32 @@
+"""The backbone of Gemma 3."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers import Gemma3ForConditionalGeneration
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
+
+from current_vlm.placeholders import TiledBackbone
+from strategy import LayerSpec, register_backbone
+
+
+class Gemma3Backbone(TiledBackbone):
+    """Gemma 3, whose visual tokens see each other both ways, and most of whose layers see a window."""
+
+    name = "gemma3"
+    models = (Gemma3ForConditionalGeneration,)
+    decoders = (Gemma3TextModel,)
+    entry_makes_masks = True
+
+    def tile(self, config: Any) -> tuple[int, int]:
+        return (int(config.mm_tokens_per_image**0.5),) * 2
+
+    def layer_spec(self, layer: nn.Module) -> LayerSpec:
+        # There are norms behind attention and MLP, too.
+        return replace(
+            super().layer_spec(layer), norm="rms, weight + 1", post_attention_norm="pre_feedforward_layernorm"
+        )
+
+
+register_backbone(Gemma3Backbone())
