@@ -20,7 +20,7 @@ class LayerKwargs:
 
     def __init__(self, index: Tensor, padding: Tensor | None) -> None:
         self.index, self.padding = index, padding
-        self.narrowed: dict[tuple[str, bool], list[tuple[Any, Any]]] = {}
+        self.narrowed: dict[str, list[tuple[Any, Any]]] = {}
 
     def narrow(self, kwargs: dict[str, Any], mask_4d: bool) -> None:
         """Narrow a layer's keyword arguments, in place.
@@ -34,7 +34,8 @@ class LayerKwargs:
                 continue
             # The decoder's loop passes the same objects to all layers of a kind, so each is narrowed once a stage. It
             # is kept beside what it became, since a later object may get the identity of one that is gone.
-            kind = name, mask_4d and name == "attention_mask"
+            # Layers that take their masks in different forms may both be given none.
+            kind = name if mask_4d or name != "attention_mask" else f"{name}, not 4D"
             known = self.narrowed.setdefault(kind, [])
             found = next((pair for pair in known if pair[0] is given), None)
             if found is None:

@@ -1,7 +1,7 @@
 """Checking a checkpoint of a Qwen-VL against the model that it is loaded into."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ DERIVED = ".inv_freq"
 CONFIG_ERRORS = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
 
 
-def check_checkpoint(folder: Path, model_classes: Mapping[str, Any], transposed: tuple[str, ...] = ()) -> Any:
+Rename = Callable[[Any, Shapes], Shapes]
+"""Returns shapes of a checkpoint under the names of a model's tensors."""
+
+
+def check_checkpoint(
+    folder: Path, model_classes: Mapping[str, Any], transposed: tuple[str, ...] = (), rename: Rename | None = None
+) -> Any:
     """Return the class of the model whose weights are in a folder.
 
     transformers initialises at random what has no weights, and starts to build any number of layers. Here names and
@@ -25,6 +31,7 @@ def check_checkpoint(folder: Path, model_classes: Mapping[str, Any], transposed:
         folder: The folder.
         model_classes: The classes that are allowed, by the `model_type` of config.json.
         transposed: How the names of weights end that a checkpoint may hold with their last two dimensions swapped.
+        rename: Gives the tensors their names; the default knows what a model class itself says of older names.
 
     Raises:
         ValueError: The checkpoint is of another kind, or damaged, or its weights are not those of its model.
@@ -43,7 +50,7 @@ def check_checkpoint(folder: Path, model_classes: Mapping[str, Any], transposed:
     shapes = {name: shape for name, shape in weight_shapes(folder).items() if not name.endswith(DERIVED)}
     model_class = model_classes[kind]
     model = _build(folder, model_class, config, len(shapes))
-    found = _renamed(folder, model_class, shapes)
+    found = rename(model, shapes) if rename else _renamed(folder, model_class, shapes)
     wanted = _wanted(model, found)
     for name, shape in found.items():
         if name.endswith(transposed) and wanted.get(name) == (*shape[:-2], *shape[:-3:-1]):

@@ -1,11 +1,11 @@
-"""A mixin that adds pruning to lmms-eval's own wrappers of the Qwen models."""
+"""Mixins that add pruning to lmms-eval's own wrappers."""
 
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar
@@ -19,21 +19,22 @@ from safetensors import SafetensorError
 
 import strategy
 from qwen_vl_vtr.arguments import choose_devices, read_arguments
-from qwen_vl_vtr.checkpoint import CONFIG_ERRORS, check_checkpoint
+from qwen_vl_vtr.checkpoint import CONFIG_ERRORS, Rename, check_checkpoint
 from qwen_vl_vtr.videos import VideoFiles
+from strategy.backbone import find_backbone
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
 from strategy.evaluation.checkpoint_files import find_folder
 from strategy.evaluation.lmms_model import PrunedModelMixin
 from strategy.evaluation.pictures import to_rgb
 from strategy.evaluation.special_tokens import as_text
-from strategy.options import Read, check_names
+from strategy.options import Read, check_names, flag
 
 IMAGE_MARK = "<image>"
 MAX_ASPECT = 200  # the ratio of a picture's sides up to which the image processors of all Qwen-VL take it
 
 
-class PrunedQwen(PrunedModelMixin, lmms):
+class PrunedWrapper(PrunedModelMixin, lmms):
     """A mixin: list it before one of lmms-eval's wrappers among the bases of a class.
 
     Args:
@@ -43,7 +44,8 @@ class PrunedQwen(PrunedModelMixin, lmms):
 
     Attributes:
         model_classes: The classes that transformers has for the family's models, by the `model_type` of a checkpoint.
-        transposed: As for `check_checkpoint`.
+        transposed, rename: As for `check_checkpoint`.
+        catches_errors: Whether the wrapper answers with an empty text if `generate` fails, and goes on.
         readers: The reader of each argument that the wrapper takes as it comes.
 
     Raises:
@@ -52,16 +54,22 @@ class PrunedQwen(PrunedModelMixin, lmms):
 
     model_classes: ClassVar[Mapping[str, Any]]
     transposed: tuple[str, ...] = ()
+    rename: ClassVar[Rename | None] = None
+    catches_errors = False
+    _error: Exception | None = None
     readers: ClassVar[Mapping[str, Read]]
 
     def __init__(self, **arguments: Any) -> None:
         pretrained = arguments.get("pretrained", "the default checkpoint")
         try:
             config = strategy.VTRConfig.take(arguments)
-            parameters = inspect.signature(super().__init__).parameters.values()
-            defaults = {p.name: p.default for p in parameters if p.kind != p.VAR_KEYWORD}
+            defaults = self._defaults()
             check_names(arguments, (*defaults, "tensor_parallel", "zero_stage", "resume_folder", *field_names()))
             arguments = read_arguments(arguments, defaults, self.readers)
+            if "trust_remote_code" in defaults:
+                if flag("trust_remote_code", arguments.get("trust_remote_code", False)):
+                    raise ValueError("trust_remote_code=True: code of checkpoints is not run; leave it out")
+                arguments["trust_remote_code"] = False
             tp_size = tensor_parallel.parse_tp_size(arguments.pop("tensor_parallel", 1))
             sharded = zero.parse_zero_stage(arguments.pop("zero_stage", 0), tp_size)
             processes.rank_timeout()
@@ -76,7 +84,7 @@ class PrunedQwen(PrunedModelMixin, lmms):
             else:
                 devices = choose_devices(arguments.get("device"), arguments.get("device_map"), place)
                 arguments["device"], arguments["device_map"] = devices
-            model_class = check_checkpoint(folder, self.model_classes, self.transposed)
+            model_class = check_checkpoint(folder, self.model_classes, self.transposed, type(self).rename)
             arguments["pretrained"] = str(self.folder_for_wrapper(folder, model_class))
             with single_process():
                 super().__init__(**arguments)
@@ -87,8 +95,10 @@ class PrunedQwen(PrunedModelMixin, lmms):
             if self.device.type == "cpu":
                 # The wrappers load half precision, which most CPUs only emulate.
                 self.model.float()
-            decoder = self.model.model.language_model
+            decoder = find_backbone(self.model).decoder(self.model)
             self.distribute_and_attach(self.model, decoder, config, tp_size, sharded, journal)
+            if self.catches_errors:
+                self.model.generate = partial(self._generate, self.model.generate)
         except (ValueError, OSError, ImportError) as error:
             # lmms-eval would print a traceback of its own around the sentence.
             raise SystemExit(f"{self.model_id}: {_reason(error, arguments, pretrained)}") from None
@@ -98,6 +108,25 @@ class PrunedQwen(PrunedModelMixin, lmms):
             reason = _reason(error, arguments, pretrained)
             raise SystemExit(f"{self.model_id}: {pretrained}: broken weights or configuration ({reason})") from None
 
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        """Return the defaults of the wrapper's arguments, also of those that it hands on to the wrapper it extends."""
+        defaults: dict[str, Any] = {}
+        for kind in cls.__mro__:
+            if "__init__" in vars(kind) and not issubclass(kind, PrunedWrapper) and kind is not object:
+                parameters = list(inspect.signature(vars(kind)["__init__"]).parameters.values())[1:]
+                named = {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+                defaults = named | defaults
+        return defaults
+
+    def _generate(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call the model's `generate`, and remember its error, which the wrapper only logs."""
+        try:
+            return stock(*args, **kwargs)
+        except Exception as error:
+            self._error = error
+            raise
+
     def folder_for_wrapper(self, folder: Path, model_class: Any) -> Path:
         """Return the path by which the wrapper loads a checkpoint as a model of the given class."""
         return folder
@@ -106,23 +135,8 @@ class PrunedQwen(PrunedModelMixin, lmms):
         """Return the part of each picture that the grid of its tokens covers, which is all of it."""
         return [self.prepare_picture(to_rgb(picture)) for picture in pictures]
 
-    @cached_property
-    def _special_tokens(self) -> list[str]:
-        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-
     def prepare_text(self, text: str) -> str:
-        # The wrappers of simple models remove these marks, and what is left may spell a special token.
-        while self.is_simple and IMAGE_MARK in text:
-            text = text.replace(IMAGE_MARK, "")
         return as_text(text, self._special_tokens)
-
-    def prepare_picture(self, picture: Image.Image) -> Image.Image:
-        long, short = max(picture.size), min(picture.size)
-        if long <= MAX_ASPECT * short:
-            return picture
-        # The image processor refuses such a picture, and would show it in one row of patches.
-        wide = math.ceil(long / MAX_ASPECT)
-        return picture.resize((max(picture.width, wide), max(picture.height, wide)))
 
     def prepare_video(self, file: Path) -> str:
         return self._video_files.readable(file, self.readable_frames)
@@ -135,17 +149,9 @@ class PrunedQwen(PrunedModelMixin, lmms):
         """Return how many frames a video must have so that the wrapper can read it, given that it has `count`."""
         return max(count, 2)
 
-    def check_prompt(self, text: str, visuals: int) -> None:
-        if not (self.interleave_visuals and self.is_simple):
-            return
-        places = {int(number) for number in re.findall(r"<image (\d+)>", text)} & set(range(1, visuals + 1))
-        if not places:
-            raise ValueError(
-                f"none of its {visuals} visuals is in the prompt: with interleave_visuals=True a question has to say "
-                "<image 1> where the first one belongs"
-            )
-        if len(places) < visuals:
-            self.log("WARNING", f"{text[:60]!r} has a place <image N> for only {len(places)} of its {visuals} visuals")
+    @cached_property
+    def _special_tokens(self) -> list[str]:
+        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
 
     def generate_until(self, requests: list[Instance]) -> list[Any]:
         """Answer each request, in order; a request that cannot be answered is logged and gets an empty answer."""
@@ -171,9 +177,42 @@ class PrunedQwen(PrunedModelMixin, lmms):
         answers: list[Any] = [""] * len(requests)
         for indices in indices_by_task.values():
             own = super().generate_until([requests[index] for index in indices])
+            if (error := self._error) is not None:
+                self._error = None
+                raise error
             for index, answer in zip(indices, own, strict=True):
                 answers[index] = answer
         return answers
+
+
+class PrunedQwen(PrunedWrapper):
+    """A mixin for the wrappers of the Qwen models."""
+
+    def prepare_text(self, text: str) -> str:
+        # The wrappers of simple models remove these marks, and what is left may spell a special token.
+        while self.is_simple and IMAGE_MARK in text:
+            text = text.replace(IMAGE_MARK, "")
+        return super().prepare_text(text)
+
+    def prepare_picture(self, picture: Image.Image) -> Image.Image:
+        long, short = max(picture.size), min(picture.size)
+        if long <= MAX_ASPECT * short:
+            return picture
+        # The image processor refuses such a picture, and would show it in one row of patches.
+        wide = math.ceil(long / MAX_ASPECT)
+        return picture.resize((max(picture.width, wide), max(picture.height, wide)))
+
+    def check_prompt(self, text: str, visuals: int) -> None:
+        if not (self.interleave_visuals and self.is_simple):
+            return
+        places = {int(number) for number in re.findall(r"<image (\d+)>", text)} & set(range(1, visuals + 1))
+        if not places:
+            raise ValueError(
+                f"none of its {visuals} visuals is in the prompt: with interleave_visuals=True a question has to say "
+                "<image 1> where the first one belongs"
+            )
+        if len(places) < visuals:
+            self.log("WARNING", f"{text[:60]!r} has a place <image N> for only {len(places)} of its {visuals} visuals")
 
 
 @contextmanager
