@@ -37,9 +37,12 @@ BACKBONES = {
     "llava": Backbone("image/LLaVA", "tests/llava", "llava_vtr", f"{CHECKPOINTS}/shapes-llava", "shapes"),
     "qwen2": Backbone("image/Qwen2-VL", "tests/qwen2", "qwen2_vl_vtr", f"{CHECKPOINTS}/shapes-qwen2", "shapes_varied"),
     "qwen3": Backbone("image/Qwen3-VL", "tests/qwen3", "qwen3_vl_vtr", f"{CHECKPOINTS}/shapes-qwen3", "shapes_varied"),
+    # All models of today share an environment; one of them is evaluated.
+    "current": Backbone(
+        "image/Current", "tests/current", "qwen3_vl_vtr", f"{CHECKPOINTS}/shapes-qwen3", "shapes_varied"
+    ),
 }
 
-CURRENT = "image/Current"
 VIDEO = "video/Video-LLaVA"
 DEMO = ("--budgets", "192,128,64", "--output", "results/demo")
 COMMANDS = ("compare", "look")  # of the package comparison, told which model and weights
@@ -48,7 +51,7 @@ SPEED = "speed"  # the benchmark, told which backbone
 PYTEST = ("pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 QUICK = ("engine", "hostile", "model")  # the tests of one backbone that start no process
 
-nox.options.sessions = ["lint", "strategy", *BACKBONES, "current", "video"]
+nox.options.sessions = ["lint", "strategy", *BACKBONES, "video"]
 
 
 def own_packages(folder: str) -> dict[str, str]:
@@ -112,12 +115,6 @@ def backbone(row: Backbone) -> Callable[[nox.Session], None]:
 
 for name, row in BACKBONES.items():
     nox.session(backbone(row), name=name, python=PYTHON)
-
-
-@nox.session(python=PYTHON)
-def current(session: nox.Session) -> None:
-    """Test the models of today, or run the command after `--`."""
-    tested(session, CURRENT, "tests/current", "qwen3_vl_vtr", f"{CHECKPOINTS}/shapes-qwen3")
 
 
 @nox.session(python=PYTHON)
@@ -185,7 +182,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=False)
 def lock(session: nox.Session) -> None:
     """Resolve every environment anew and write its lock file."""
-    for folder in (".", *(row.folder for row in BACKBONES.values()), CURRENT, VIDEO):
+    for folder in (".", *(row.folder for row in BACKBONES.values()), VIDEO):
         groups = ["--group", "test", "--group", "compare"] + ["--group", "lint"] * (folder == ".")
         own = [part for name in own_packages(folder) for part in ("--no-emit-package", name)]
         with session.chdir(folder):

@@ -80,6 +80,7 @@ class Backbone(ABC):
         decoders: The bare text decoders, which need their layout given by hand.
         nominal_tokens, own_size, video: See `Facts`.
         size_methods: Methods of the vision modules whose results depend only on the sizes of pictures.
+        vision_graphs: Whether the graph engine may run the vision modules as programs; if not, they run as they are.
         entry_makes_masks: Whether the entry makes the decoder's masks, so that padding is given to the entry only.
         encoder_methods: Methods of the entry that `generate` calls in front of the entry's forward call, which then is
             not given their arguments, as since transformers 5.24. `layout` is given these too.
@@ -92,6 +93,7 @@ class Backbone(ABC):
     own_size: bool = False
     video: bool = False
     size_methods: tuple[str, ...] = ()
+    vision_graphs: bool = True
     encoder_methods: tuple[str, ...] = ()
     entry_makes_masks: bool = False
 
@@ -236,8 +238,9 @@ def find_backbone(model: nn.Module, name: str | None = None) -> Backbone:
             f"is not a model of the backbone {name!r}" if name else f"belongs to no backbone ({_names(_backbones)})"
         )
         raise ValueError(
-            f"{kind} {wanted}; import the package of its backbone first, or write a strategy.Backbone "
-            "for it and pass that to strategy.register_backbone"
+            f"{kind} {wanted}; import the package of its backbone first, or write a strategy.Backbone for it, with "
+            f"name, models, decoders, nominal_tokens, {', '.join(sorted(Backbone.__abstractmethods__))}, and pass that "
+            "to strategy.register_backbone, as docs/adding_a_backbone.md shows"
         )
     if len(found) > 1:
         raise ValueError(f"{kind} belongs to several backbones: give backbone= one of {_names(found)}")

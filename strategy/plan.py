@@ -34,10 +34,12 @@ class Facts:
     def nearest_stages(self, layers: tuple[int, ...]) -> tuple[int, ...]:
         """Return the layers to prune at that are nearest to some, and have attention to rank by just before them.
 
+        Where no layer has any, these stay: then whoever asks for attention is told so.
+
         Raises:
             ValueError: The decoder has not as many.
         """
-        if self.attention_layers is None or all(layer - 1 in self.attention_layers for layer in layers):
+        if not self.attention_layers or all(layer - 1 in self.attention_layers for layer in layers):
             return layers
         allowed = [number + 1 for number in self.attention_layers if number + 1 < self.depth]
         if len(allowed) < len(layers):

@@ -33,7 +33,7 @@ TEMPLATE = (SHAPES / "chat_template.jinja").read_text()
 QWEN_MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def parts(name: str, tokenizer: Any, template: str) -> Any:
+def parts(name: str, tokenizer: Any, template: str) -> Any:  # noqa: PLR0911  one a family
     """The processor of a family."""
     square, more = {"height": 24, "width": 24}, {"tokenizer": tokenizer, "chat_template": template}
     if name == "llava_hf":

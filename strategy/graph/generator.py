@@ -75,7 +75,10 @@ class GraphGenerator:
 
     def install(self, patch: ModelPatch) -> None:
         """Replace the forward calls of the vision modules and the decoder, and the greedy loop."""
-        for module in self.backbone.vision(self.model):
+        graphs = self.backbone.vision_graphs
+        if not graphs and wants_graphs(self.policy.mode, self.decoder.decoder):
+            self.record.decide("vision", "stock modules", f"the backbone {self.backbone.name} wants no graphs of them")
+        for module in self.backbone.vision(self.model) if graphs else ():
             stacks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
             for block in chain.from_iterable(stacks):
                 patch.replace(block, "forward", partial(compile_between_breaks, block.forward))

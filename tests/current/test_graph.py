@@ -41,6 +41,7 @@ def test_answers_and_records_are_those_of_the_stock_loop(name, kind, case):
     assert all(torch.equal(a, b) for a, b in zip(own, kept, strict=True))
     assert (run.samples, run.decoded) == (told.samples, told.decoded)
     assert "stock loop" not in run.graph_report()
+    assert "vision: stock modules (the backbone " in run.graph_report()
     if kind == "batch":
         assert "prefill: stock prefill (the visual tokens of the prompts lie on different grids)" in run.graph_report()
 

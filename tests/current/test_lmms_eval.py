@@ -127,7 +127,7 @@ def test_a_wrong_argument_is_one_sentence(folder, name, knob, words):
 
 
 def test_a_checkpoint_of_another_family_is_refused(folder):
-    with pytest.raises(SystemExit, match="model_type='llava' in config.json: want 'llava_next'"):
+    with pytest.raises(SystemExit, match=r"model_type='llava' in config\.json: want 'llava_next'"):
         get_model("llava_next_vtr").create_from_arg_string(f"pretrained={folder('llava_hf')},device=cpu")
 
 

@@ -29,6 +29,7 @@ class PlaceholderBackbone(ConditionalGenerationBackbone):
     nominal_tokens = 576  # as on the Qwens, so that a budget in tokens means the same share of a picture everywhere
     own_size = True
     encoder_methods = ENCODERS
+    vision_graphs = False  # not tried on a GPU yet
 
     def vision(self, model: Any) -> list[nn.Module]:
         return [model.model.vision_tower, model.model.multi_modal_projector]

@@ -1,4 +1,8 @@
-"""The backbones of Qwen2.5-VL, Qwen3-VL and Qwen3.5."""
+"""The backbones of Qwen2.5-VL, Qwen3-VL and Qwen3.5.
+
+Their towers compute what depends on the sizes of pictures in functions of the library, which ask the host; a graph of
+them cannot.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -28,12 +32,14 @@ class Qwen25VLBackbone(QwenBackbone):
     models = (Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration)
     decoders = (Qwen2_5_VLTextModel, Qwen2VLTextModel)
     encoder_methods = ENCODERS
+    vision_graphs = False
 
 
 class Qwen3VLBackbone(DeepStackBackbone):
     """Qwen3-VL, dense or with a mixture of experts."""
 
     encoder_methods = ENCODERS
+    vision_graphs = False
 
 
 class Qwen35Backbone(QwenBackbone):
@@ -43,6 +49,7 @@ class Qwen35Backbone(QwenBackbone):
     models = (Qwen3_5ForConditionalGeneration, Qwen3_5MoeForConditionalGeneration)
     decoders = (Qwen3_5TextModel, Qwen3_5MoeTextModel)
     encoder_methods = ENCODERS
+    vision_graphs = False
 
     def layer_spec(self, layer: Any) -> LayerSpec:
         linear = layer.block_type == "linear_attention"
