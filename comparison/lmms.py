@@ -112,9 +112,14 @@ class Lmms:
         lm = self.load(options, force_simple=True)
         lm.task_dict = {"look": {"test": [{}]}}
         generation = {"max_new_tokens": 64, "temperature": 0, "do_sample": False}
+        content = [{"type": "image", "url": picture}, {"type": "text", "text": question}]
+        arguments: tuple[Any, ...] = (question, generation, lambda document: [picture], 0, "look", "test")
+        if not lm.is_simple:  # a model that takes messages only
+            messages = [{"role": "user", "content": content}]
+            arguments = (question, lambda document: messages, generation, 0, "look", "test")
         request = Instance(
             request_type="generate_until",
-            arguments=(question, generation, lambda document: [picture], 0, "look", "test"),
+            arguments=arguments,
             idx=0,
             metadata={"task": "look", "repeats": 1, "doc_id": 0},
         )

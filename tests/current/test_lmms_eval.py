@@ -1,16 +1,18 @@
 """The lmms-eval models of image/Current: the record shows the prune, and the answers are those of Python."""
 
 import functools
+import sys
 
 import pytest
 import torch
 from current_checkpoints import save
-from lmms_checks import CHECKPOINTS, Wrapper
+from lmms_checks import CHECKPOINTS, ROOT, Wrapper
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
 from transformers import AutoModelForImageTextToText
 
 import strategy
+from comparison import look
 
 # The models with the family whose tiny checkpoint they load, and the forms they have.
 MODELS = {
@@ -139,3 +141,13 @@ def test_qwen3_vl_answers_questions_rightly_on_this_version_too():
     assert sum(right) >= 10
     assert lm.record.samples == 12
     assert lm.record.means()["kept_tokens"][-1] < lm.record.means()["visual_tokens"] / 8
+
+
+@pytest.mark.parametrize("name", ["internvl_vtr", "llava_next_vtr"])
+def test_look_draws_what_was_left_in_either_form(folder, name, monkeypatch, tmp_path):
+    picture = tmp_path / "look.png"
+    words = ["--model", name, "--pretrained", str(folder(MODELS[name][0])), "--output", str(picture)]
+    words += ["--image", str(ROOT / "examples/shapes/picture.jpg"), "--question", "Is there a star?"]
+    monkeypatch.setattr(sys, "argv", ["look", *words, "--retain_ratio", "0.334"])
+    look.main()
+    assert picture.stat().st_size > 0
