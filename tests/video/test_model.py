@@ -110,7 +110,7 @@ def test_the_spectral_term_is_in_force_on_a_real_clip(loaded):
         plain = LlamaModel._from_config(model.config, attn_implementation="eager").eval()
         plain.load_state_dict(model.model.state_dict(), strict=False)
         out = plain(inputs_embeds=embeddings, output_hidden_states=True, output_attentions=True)
-    assert layout == [[(tuple(range(start, start + 2056, 257)), (8, 16, 16), 1)]]
+    assert layout == [[strategy.Span(tuple(range(start, start + 2056, 257)), (8, 16, 16), lead=1)]]
     visual = slice(start, start + 2056)
     attention = out.attentions[2][0, :, -1, visual].mean(0)
     patches = torch.tensor([i for i in range(2056) if i % 257])
