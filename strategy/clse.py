@@ -180,9 +180,9 @@ class CLSE(Strategy):
 
     def plan(self, facts: Facts) -> Plan:
         config = self.config
-        layers = config.prune_layer
-        if layers is None:
-            layers = self.prune_layers(facts, (VIDEO_LAYER,) if facts.video else default_prune_layers(facts.depth))
+        layers = config.prune_layer or self.prune_layers(
+            facts, (VIDEO_LAYER,) if facts.video else default_prune_layers(facts.depth)
+        )
         # On videos the two layers that are compared follow each other.
         reference = layers[0] - 1 if facts.video else 0
         if config.ref_layers is not None:

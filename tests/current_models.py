@@ -8,7 +8,7 @@ from typing import Any
 
 import qwen_checks
 import torch
-from qwen_checks import END, IMAGE, START, TEXT, TOKENS, VIDEO, VISION, Prompts
+from qwen_checks import DEEPSTACK_VISION, END, IMAGE, START, TEXT, TOKENS, VIDEO, VISION, Prompts
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -271,14 +271,6 @@ ANYRES_PROMPTS = {
     "several": [[3, (20, 61), 6, (24, 24), 7]],
     "batch": [[20, (40, 30), 9], [3, (20, 61), 5, (31, 30), 6], [50]],
 }
-QWEN3_VISION = VISION | {
-    "depth": 3,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "out_hidden_size": 32,
-    "num_position_embeddings": 64,
-    "deepstack_visual_indexes": [0, 1, 2],
-}
 INTERN = {"image_token_id": IMAGE, "downsample_ratio": 0.5, "image_seq_length": 16}
 INTERN_VISION = InternVLVisionConfig(**TOWER, image_size=[32, 32], use_absolute_position_embeddings=True)
 INTERN_PROMPTS = {
@@ -312,7 +304,7 @@ FAMILIES = {
         Qwen3VLForConditionalGeneration,
         Qwen3VLConfig,
         TEXT | HEADS | mrope(2, 3, 3),
-        QWEN3_VISION,
+        DEEPSTACK_VISION,
         qwen(3),
         QWEN_PROMPTS,
         TOKENS,
@@ -321,7 +313,7 @@ FAMILIES = {
         Qwen3VLMoeForConditionalGeneration,
         Qwen3VLMoeConfig,
         TEXT | HEADS | mrope(2, 3, 3) | EXPERTS,
-        QWEN3_VISION,
+        DEEPSTACK_VISION,
         qwen(3),
         QWEN_PROMPTS,
         TOKENS,

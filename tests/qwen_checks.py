@@ -42,6 +42,14 @@ TEXT = {
     "pad_token_id": 0,
 }
 VISION = {"num_heads": 2, "patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2, "initializer_range": 0.15}
+DEEPSTACK_VISION = VISION | {  # of Qwen3-VL
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 1, 2],
+}
 
 
 class Tiny(Protocol):
@@ -386,19 +394,24 @@ def test_afterwards_the_model_is_the_stock_one(tiny, prompts, fails):
     assert torch.equal(generate(model, prompts)[1], stock)
 
 
+def check_beams_and_samples(model: Any, prompts: Prompts, run: strategy.RunRecord, rows: int) -> None:
+    """Two beams and two samples of each prompt, in so many rows, start from the pruned prompt of the greedy tokens."""
+    tokens, _ = generate(model, prompts)
+    after = [stage.after for stage in run.stages]
+    beams = model.generate(**prompts.call, max_new_tokens=4, num_beams=2, num_return_sequences=2)
+    assert beams.shape == (rows, prompts.length + 4)
+    assert [stage.after for stage in run.stages] == [2 * count for count in after]
+    torch.manual_seed(0)
+    options = {"do_sample": True, "temperature": 1e-4, "suppress_tokens": list(range(60, 80))}
+    sampled = model.generate(**prompts.call, max_new_tokens=4, num_return_sequences=2, **options)
+    assert torch.equal(sampled[::2, prompts.length :], tokens[:, :4])
+    assert torch.equal(sampled[1::2, prompts.length :], tokens[:, :4])
+
+
 def test_generation_of_every_kind_runs(tiny):
     model, prompts = tiny.model("sdpa"), make(PROMPTS["images of different size"], tiny.stamp)
     with strategy.prune(model, PRUNED) as run:
-        tokens, _ = generate(model, prompts)
-        after = [stage.after for stage in run.stages]
-        beams = model.generate(**prompts.call, max_new_tokens=4, num_beams=2, num_return_sequences=2)
-        assert beams.shape == (4, prompts.length + 4)
-        assert [stage.after for stage in run.stages] == [2 * count for count in after]
-        torch.manual_seed(0)
-        options = {"do_sample": True, "temperature": 1e-4, "suppress_tokens": list(range(60, 80))}
-        sampled = model.generate(**prompts.call, max_new_tokens=4, num_return_sequences=2, **options)
-        assert torch.equal(sampled[::2, prompts.length :], tokens[:, :4])
-        assert torch.equal(sampled[1::2, prompts.length :], tokens[:, :4])
+        check_beams_and_samples(model, prompts, run, rows=4)
         uncached = model.generate(**prompts.call, max_new_tokens=2, do_sample=False, use_cache=False)
         assert uncached.shape == (2, prompts.length + 2)
 

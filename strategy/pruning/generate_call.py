@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 from torch import nn
@@ -30,26 +29,6 @@ class _Current(ThreadState):
     encoding: bool = False
 
 
-class EncoderMethod:
-    """Stands in for a method that encodes pictures, and has its signature, by which transformers passes arguments.
-
-    Args:
-        stock: The method.
-        call: Runs it.
-    """
-
-    def __init__(self, stock: Callable[..., Any], call: Callable[..., Any]) -> None:
-        self.stock, self.call = stock, call
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.stock)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the method."""
-        return self.call(self.stock, *args, **kwargs)
-
-
 class GenerateCall:
     """Keeps what the encoders of pictures are given inside `generate`, where the entry is not given it any more.
 
@@ -64,7 +43,8 @@ class GenerateCall:
         """Watch the encoders of an entry, and the `generate` of its model."""
         for name in self.methods:
             if callable(method := getattr(entry, name, None)):
-                patch.replace(entry, name, EncoderMethod(method, self.encode))
+                # transformers passes an encoder what its signature names.
+                patch.replace(entry, name, update_wrapper(partial(self.encode, method), method))
         if self.methods and callable(generate := getattr(model, "generate", None)):
             patch.replace(model, "generate", partial(self.generate, generate))
 

@@ -23,10 +23,10 @@ class SpanKind(NamedTuple):
         _, height, width = self.grid
         return self.lead + height * (width + self.row_tail)
 
-    def on_grid(self) -> Tensor:
-        """Return which of the span's tokens lie on its grid, [T * H * W]."""
+    def on_grid(self, device: torch.device | None = None) -> Tensor:
+        """Return which of the span's tokens lie on its grid, [T * H * W], on a device; the default is the CPU."""
         frames, height, width = self.grid
-        frame = torch.arange(frames * self.frame_size).view(frames, -1)[:, self.lead :]
+        frame = torch.arange(frames * self.frame_size, device=device).view(frames, -1)[:, self.lead :]
         return frame.reshape(frames, height, -1)[..., :width].flatten()
 
 
@@ -90,6 +90,6 @@ def on_grid(kinds: Iterable[SpanKind], device: torch.device) -> tuple[Tensor, ..
     """Return, for each kind of span, which of a sample's visual tokens lie on its grid."""
     tokens, first = [], 0
     for kind in kinds:
-        tokens.append((kind.on_grid() + first).to(device))
+        tokens.append(kind.on_grid(device) + first)
         first += kind.grid[0] * kind.frame_size
     return tuple(tokens)

@@ -65,6 +65,9 @@ def narrow_mask(given: Tensor | None, index: Tensor, padding: Tensor | None, mas
         index: The tokens [B, L].
         padding: [B, L], which of these shall be hidden; None for none.
         mask_4d: See `LayerKwargs.narrow`.
+
+    Returns:
+        The mask [B, L] or [B, 1, L, L], of the kind that was given; None for a causal one without padding.
     """
     device = index.device if given is None else given.device
     index, padding = index.to(device), None if padding is None else padding.to(device)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from current_models import Family
 from engine_checks import STEPS, TOLERANCE, Merges, all_hooks, merges_of
-from qwen_checks import Prompts, generate, greedy
+from qwen_checks import Prompts, check_beams_and_samples, generate, greedy
 from torch import Tensor, nn
 
 import strategy
@@ -225,16 +225,7 @@ def test_without_a_cache_the_same_tokens_are_kept_and_a_cache_holds_the_final_on
 def test_beams_and_samples_of_a_prompt_have_its_pictures(family):
     model, prompts = family.model(), family.of("batch")
     with strategy.prune(model, config(family)) as run:
-        tokens, _ = generate(model, prompts)
-        after = [stage.after for stage in run.stages]
-        beams = model.generate(**prompts.call, max_new_tokens=4, num_beams=2, num_return_sequences=2)
-        assert beams.shape == (6, prompts.length + 4)
-        assert [stage.after for stage in run.stages] == [2 * count for count in after]
-        torch.manual_seed(0)
-        options = {"do_sample": True, "temperature": 1e-4, "suppress_tokens": list(range(60, 80))}
-        sampled = model.generate(**prompts.call, max_new_tokens=4, num_return_sequences=2, **options)
-    assert torch.equal(sampled[::2, prompts.length :], tokens[:, :4])
-    assert torch.equal(sampled[1::2, prompts.length :], tokens[:, :4])
+        check_beams_and_samples(model, prompts, run, rows=6)
 
 
 @pytest.mark.parametrize("name", ["one", "batch"])

@@ -45,20 +45,12 @@ class TinyQwen3:
     @functools.cache  # noqa: B019  there are two, and they live as long as the tests
     def model(self, attention: str) -> Any:
         torch.manual_seed(0)
-        vision = qwen_checks.VISION | {
-            "depth": 3,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1, 2],
-        }
         text = qwen_checks.TEXT | MORE
         kind, kind_config = Qwen3VLForConditionalGeneration, Qwen3VLConfig
         if self.experts:
             kind, kind_config = Qwen3VLMoeForConditionalGeneration, Qwen3VLMoeConfig
             text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-        config = kind_config(text_config=text, vision_config=vision, **qwen_checks.TOKENS)
+        config = kind_config(text_config=text, vision_config=qwen_checks.DEEPSTACK_VISION, **qwen_checks.TOKENS)
         return kind._from_config(config, attn_implementation=attention).eval()
 
 

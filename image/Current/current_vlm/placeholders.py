@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from qwen_vl_vtr import ConditionalGenerationBackbone
 from strategy import Layout, Span
 
-ENCODERS = ("get_image_features", "get_video_features")  # what `generate` calls in front of the model itself
+
+class EncodingFirst:
+    """A mixin for models whose `generate` encodes pictures in front of the model itself, as on transformers 5.24."""
+
+    encoder_methods: tuple[str, ...] = ("get_image_features", "get_video_features")
+    vision_graphs = False  # not tried on a GPU yet
 
 
 class Picture(NamedTuple):
@@ -23,13 +28,11 @@ class Picture(NamedTuple):
     size: int
 
 
-class PlaceholderBackbone(ConditionalGenerationBackbone):
+class PlaceholderBackbone(EncodingFirst, ConditionalGenerationBackbone):
     """A model with a vision tower and a projector, whose prompts have a placeholder token for each visual token."""
 
     nominal_tokens = 576  # as on the Qwens, so that a budget in tokens means the same share of a picture everywhere
     own_size = True
-    encoder_methods = ENCODERS
-    vision_graphs = False  # not tried on a GPU yet
 
     def vision(self, model: Any) -> list[nn.Module]:
         return [model.model.vision_tower, model.model.multi_modal_projector]

@@ -52,8 +52,7 @@ class ConditionalGenerationBackbone(Backbone):
         ids = kwargs.get("input_ids")
         if ids is None:
             return len(kwargs["inputs_embeds"]) if any(kwargs.get(name) is not None for name in PIXELS) else 0
-        visual = torch.tensor(self.placeholder_ids(model), device=ids.device)
-        return int(torch.isin(ids, visual).any(1).sum())
+        return int(torch.stack([ids == each for each in self.placeholder_ids(model)]).any(0).any(1).sum())
 
 
 # Options of `generate` that ask for another loop than the greedy one. transformers does not pass all of them to a

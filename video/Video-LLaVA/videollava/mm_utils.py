@@ -45,17 +45,21 @@ def load_video(path: str | Path, frames: int = NUM_FRAMES) -> Tensor:
         ValueError: The file, which the message names, cannot be opened or decoded.
     """
     try:
-        try:
-            reader = decord.VideoReader(str(path), num_threads=1)
-            picked = reader.get_batch(_evenly(len(reader), frames)).asnumpy()
-        except decord.DECORDError:  # such as an animated GIF, whose length the file does not hold
-            with av.open(str(path)) as video:
-                every = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-            picked = np.stack([every[number] for number in _evenly(len(every), frames)])
-        return torch.from_numpy(picked).permute(0, 3, 1, 2)
+        return torch.from_numpy(_decoded(str(path), frames)).permute(0, 3, 1, 2)
     except (decord.DECORDError, av.FFmpegError, RuntimeError, ValueError, OSError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: cannot be decoded ({reason})") from error
+
+
+def _decoded(path: str, frames: int) -> np.ndarray:
+    """Return frames [frames, H, W, 3] uint8 of a video."""
+    try:
+        reader = decord.VideoReader(path, num_threads=1)
+        return reader.get_batch(_evenly(len(reader), frames)).asnumpy()
+    except decord.DECORDError:  # such as an animated GIF, whose length the file does not hold
+        with av.open(path) as video:
+            every = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        return np.stack([every[number] for number in _evenly(len(every), frames)])
 
 
 def _evenly(count: int, wanted: int) -> np.ndarray:
