@@ -287,6 +287,16 @@ def test_pictures_of_another_prompt_are_an_error(family):
     assert all_hooks(model) == hooks
 
 
+def test_the_visual_tokens_of_a_picture_are_not_alike(family):
+    # Among tokens that are alike, rounding would choose.
+    model, prompts, seen = family.model(), family.of("one"), []
+    hook = family.decoder(model).layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        model(**prompts.call)
+    hook.remove()
+    assert seen[0][0, prompts.visual[0]].std(dim=0).mean() > 0.1
+
+
 def test_afterwards_the_model_is_the_stock_one_and_a_copy_prunes_by_itself(family):
     model, prompts = copy.deepcopy(family.model()), family.of("one")
     before = {name: set(vars(module)) for name, module in model.named_modules()}
