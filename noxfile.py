@@ -23,7 +23,7 @@ CHECKPOINTS = "examples/shapes/checkpoints"
 class Backbone:
     """Where a backbone of lmms-eval's lives, what it is called there, and on what it is tried.
 
-    checkpoint: the small one shipped here; task: the questions it is asked.
+    checkpoint: the small one shipped here; task: the questions it is asked; more: further arguments of the model.
     """
 
     folder: str
@@ -31,15 +31,21 @@ class Backbone:
     model: str
     checkpoint: str
     task: str
+    more: str = ""
 
 
 BACKBONES = {
     "llava": Backbone("image/LLaVA", "tests/llava", "llava_vtr", f"{CHECKPOINTS}/shapes-llava", "shapes"),
     "qwen2": Backbone("image/Qwen2-VL", "tests/qwen2", "qwen2_vl_vtr", f"{CHECKPOINTS}/shapes-qwen2", "shapes_varied"),
     "qwen3": Backbone("image/Qwen3-VL", "tests/qwen3", "qwen3_vl_vtr", f"{CHECKPOINTS}/shapes-qwen3", "shapes_varied"),
-    # All models of today share an environment; one of them is evaluated.
+    # All models of today share an environment; one of them is evaluated, which has not learned to think.
     "current": Backbone(
-        "image/Current", "tests/current", "qwen3_vl_vtr", f"{CHECKPOINTS}/shapes-qwen3", "shapes_varied"
+        "image/Current",
+        "tests/current",
+        "qwen3_5_vtr",
+        f"{CHECKPOINTS}/shapes-qwen3_5",
+        "shapes_varied",
+        "enable_thinking=False",
     ),
 }
 
@@ -73,7 +79,7 @@ def check(session: nox.Session, *words: str) -> None:
     session.run(*PYTEST, *words, env={"OMP_NUM_THREADS": "1"})
 
 
-def tested(session: nox.Session, folder: str, tests: str, model: str, checkpoint: str) -> bool:
+def tested(session: nox.Session, folder: str, tests: str, model: str, checkpoint: str, more: str) -> bool:
     """Install a backbone and run its tests, with options for pytest after `--`; or the command after `--`.
 
     Returns:
@@ -86,15 +92,17 @@ def tested(session: nox.Session, folder: str, tests: str, model: str, checkpoint
     elif first == SPEED:
         session.run("python", "-m", "benchmarks.speed", "--backbone", session.name, *session.posargs[1:])
     elif first in COMMANDS:
-        command(session, model, checkpoint, *session.posargs)
+        command(session, model, checkpoint, more, *session.posargs)
     else:
         session.run(*session.posargs, external=True)
     return first.startswith("-")
 
 
-def command(session: nox.Session, model: str, checkpoint: str, name: str, *arguments: str) -> None:
+def command(session: nox.Session, model: str, checkpoint: str, more: str, name: str, *arguments: str) -> None:
     """Run a command of the package comparison on a small checkpoint, or on the weights that the arguments name."""
     asked = ["--model", model, "--pretrained", checkpoint, "--include_path", TASKS]
+    small = not any(argument.startswith("--pretrained") for argument in arguments)
+    asked += [f"--model_args={more}"] if more and small else []
     session.run("python", "-m", f"comparison.{name}", *asked, *arguments)
 
 
@@ -103,9 +111,9 @@ def backbone(row: Backbone) -> Callable[[nox.Session], None]:
 
     def run(session: nox.Session) -> None:
         """Test a backbone and evaluate its small checkpoint on a few questions, or run the command after `--`."""
-        if not tested(session, row.folder, row.tests, row.model, row.checkpoint):
+        if not tested(session, row.folder, row.tests, row.model, row.checkpoint, row.more):
             return
-        arguments = f"pretrained={row.checkpoint},strategy=clse,keep_tokens=192"
+        arguments = ",".join(filter(None, [f"pretrained={row.checkpoint},strategy=clse,keep_tokens=192", row.more]))
         command = ["python", "-m", "lmms_eval", "--model", row.model, "--model_args", arguments]
         task = ["--tasks", row.task, "--include_path", TASKS, "--limit", "20", "--batch_size", "1"]
         session.run(*command, *task, "--output_path", str(RESULTS / session.name))
@@ -120,7 +128,7 @@ for name, row in BACKBONES.items():
 @nox.session(python=PYTHON)
 def video(session: nox.Session) -> None:
     """Test Video-LLaVA and its script, unpruned and at two budgets, or run the command after `--`."""
-    if not tested(session, VIDEO, "tests/video", "videollava", f"{CHECKPOINTS}/shapes-video"):
+    if not tested(session, VIDEO, "tests/video", "videollava", f"{CHECKPOINTS}/shapes-video", ""):
         return
     output = (RESULTS / session.name).absolute()
     shutil.rmtree(output, ignore_errors=True)  # what lies there would be gone on with, not answered anew
@@ -176,7 +184,7 @@ def demo(session: nox.Session) -> None:
     """Evaluate a small checkpoint unpruned and at three budgets; `-- BACKBONE` picks another than llava."""
     row = BACKBONES[session.posargs[0] if session.posargs else "llava"]
     install(session, row.folder)
-    command(session, row.model, row.checkpoint, "compare", "--strategies", "clse", *DEMO, "--tasks", row.task)
+    command(session, row.model, row.checkpoint, row.more, "compare", "--strategies", "clse", *DEMO, "--tasks", row.task)
 
 
 @nox.session(python=False)

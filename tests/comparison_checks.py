@@ -26,7 +26,7 @@ PICTURE, QUESTION = "examples/shapes/picture.jpg", "What colour is the star?"
 class Asked:
     """A small checkpoint, its questions, and one picture or video with a question.
 
-    frames: how many pictures stand side by side in a drawing.
+    frames: how many pictures stand side by side in a drawing; more: further arguments of the model.
     """
 
     model: str
@@ -35,11 +35,13 @@ class Asked:
     image: str
     question: str
     frames: int = 1
+    more: str = ""
 
     def words(self, *more):
         checkpoint = str(ROOT / "examples/shapes/checkpoints" / self.checkpoint)
         tasks = str(ROOT / "examples/shapes/tasks")
-        return ["command", "--model", self.model, "--pretrained", checkpoint, "--include_path", tasks, *more]
+        words = ["command", "--model", self.model, "--pretrained", checkpoint, "--include_path", tasks]
+        return [*words, *([f"--model_args={self.more}"] if self.more else []), *more]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ The tests of a backbone import everything from here and give a fixture `wrapper`
 import io
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lmms_checks import ROOT, TASKS, Wrapper, asked, picture_bytes
+from lmms_checks import ROOT, TASKS, asked, picture_bytes
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from loguru import logger
@@ -295,7 +295,7 @@ def test_pictures_of_any_mode_size_and_file_name_reach_the_prompt(wrapper, tmp_p
 
 def evaluate(wrapper, folder, checkpoint, knobs="enabled=False", limit=4):
     """Return the answers of an evaluation with a journal, and what was logged."""
-    lm = Wrapper(wrapper.name, checkpoint, wrapper.task).load(f"{knobs},resume_folder={folder}", force_simple=True)
+    lm = replace(wrapper, checkpoint=checkpoint).load(f"{knobs},resume_folder={folder}", force_simple=True)
     manager = TaskManager(include_path=str(TASKS), model_name=wrapper.name)
     with logged() as log:
         results = simple_evaluate(

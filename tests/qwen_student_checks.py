@@ -1,9 +1,10 @@
-"""What the training of both small Qwen checkpoints owes: it teaches the model that stock transformers runs.
+"""What the training of the small Qwen checkpoints owes: it teaches the model that stock transformers runs.
 
 The tests of a backbone import everything from here and give a fixture `student`, a function that builds an
 untrained one in a working folder.
 """
 
+import pytest
 import torch
 from training_checks import check_that_a_stopped_run_goes_on
 
@@ -41,9 +42,14 @@ def test_the_student_is_the_stock_model_with_its_processor(student, tmp_path):
     torch.testing.assert_close(taught[:, first], expected, rtol=0, atol=1e-4)
 
 
-def test_a_stopped_training_goes_on_to_the_same_weights(student, tmp_path, monkeypatch):
-    # As many layers as the training looks into.
+@pytest.fixture
+def few_layers(monkeypatch):
+    """As many layers as the training looks into."""
     monkeypatch.setitem(qwen_student.DECODER, "num_hidden_layers", 3)
+
+
+@pytest.mark.usefixtures("few_layers")
+def test_a_stopped_training_goes_on_to_the_same_weights(student, tmp_path, monkeypatch):
     check_that_a_stopped_run_goes_on(student, tmp_path, monkeypatch)
 
 

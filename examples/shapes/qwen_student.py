@@ -1,4 +1,4 @@
-"""What the small Qwen2-VL and Qwen3-VL checkpoints share: tokeniser, prompt, tower and the way they are taught."""
+"""What the small Qwen checkpoints share: tokeniser, prompt, tower and the way they are taught."""
 
 import functools
 import shutil
@@ -164,13 +164,17 @@ class QwenStudent(training.Student):
         positions = torch.stack([torch.cat([head, start + place, tail], dim=1) for place in places])
         hidden = self.model.model.language_model(
             inputs_embeds=embeddings,
-            attention_mask=text.mask(start + kept.shape[1]),
+            attention_mask=self.mask(text, start + kept.shape[1]),
             position_ids=positions,
             use_cache=False,
             **more,
         ).last_hidden_state
         self.examine(start, places)
         return self.model.lm_head(hidden[:, start + kept.shape[1] :])
+
+    def mask(self, text: training.Packed, before: int) -> Tensor | None:
+        """Who sees whom in the decoder, `before` tokens and the text behind them; None for causal attention."""
+        return text.mask(before)
 
     def examine(self, before: int, places: tuple[Tensor, ...]) -> None:
         """Set `further_loss`, if there is one; places: frame, row and column [B, K] of the tokens after `before`."""

@@ -1,5 +1,6 @@
 """The lmms-eval models of this package: lmms-eval's own wrappers, pruned by any strategy."""
 
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +78,17 @@ class Qwen35VTR(PrunedQwen3, Qwen3_5):
     }
     expert_classes = (Qwen3_5MoeForConditionalGeneration,)
     rename = renamed
+
+    def _strip_thinking(self, answer: str) -> Any:
+        """Strip what stands before `</think>`, as the wrapper does, which leaves nothing where the mark is missing."""
+        stripped = super()._strip_thinking(answer)
+        if answer and not stripped:
+            warnings.warn(
+                f"{self.model_id}: lmms-eval's wrapper leaves nothing of an answer that holds no </think>: "
+                "raise max_new_tokens, or give enable_thinking=False",
+                stacklevel=2,
+            )
+        return stripped
 
 
 class Qwen35ChatVTR(Qwen35VTR, Qwen3_5Chat):
