@@ -1,9 +1,13 @@
 """What several processes owe: each lmms-eval model answers as one process does, and all count as one.
 
+What the processes do is the same code for all backbones, so each one tries its share of the ways to start them, and to
+lose one.
+
 The tests of a backbone import everything from here and give a fixture `wrapper`, a `lmms_checks.Wrapper`.
 """
 
 import json
+import sys
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
@@ -52,8 +56,9 @@ def evaluation(wrapper, output, *more):
     return [*words, "--output_path", output, "--log_samples"]
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize(
-    ("count", "start", "more"), [(2, TYPED, ()), (3, (LMMS_EVAL,), ()), (2, (LMMS_EVAL,), ("zero_stage=3",))]
+    ("count", "start", "more"), [(2, TYPED, ()), (2, (LMMS_EVAL,), ("zero_stage=3",)), (3, (LMMS_EVAL,), ())]
 )
 def test_processes_answer_and_count_as_one(wrapper, single, tmp_path, count, start, more):
     done = run(launched(count, *start, *evaluation(wrapper, tmp_path, *more)))
@@ -69,8 +74,13 @@ def test_processes_answer_and_count_as_one(wrapper, single, tmp_path, count, sta
     assert f"{LIMIT} samples (means over samples)" in told
 
 
-def go_on(wrapper, answers, tmp_path, question, then, *more):
-    """Let one of two processes die at a question, and others go on from the answers that were made."""
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("question", "then", "more"), [(1, 3, ()), (1, 3, ("zero_stage=3",)), (3, 2, ("tensor_parallel=2",))]
+)
+def test_after_a_process_died_others_go_on_from_the_answers_that_were_made(
+    wrapper, single, tmp_path, question, then, more
+):
     folder = tmp_path / "answers"
     words = evaluation(wrapper, tmp_path, f"resume_folder={folder}", *more)
     done = run(launched(2, FAULTY, "die", 1, question, "lmms_eval", *words))
@@ -81,14 +91,29 @@ def go_on(wrapper, answers, tmp_path, question, then, *more):
     done = run(launched(then, LMMS_EVAL, *words))
     assert done.returncode == 0, done.stderr[-8000:]
     [samples] = tmp_path.rglob("*_samples_*.jsonl")
-    assert by_number(map(json.loads, samples.read_text().splitlines())) == answers
+    assert by_number(map(json.loads, samples.read_text().splitlines())) == single[0]
     told = done.stdout + done.stderr
     assert f"{LIMIT - made} samples (means over samples)" in told
     assert f"{made} more questions were answered by an earlier run" in told
 
 
-def test_after_a_process_died_others_go_on_from_the_answers_that_were_made(wrapper, single, tmp_path):
-    go_on(wrapper, single[0], tmp_path, 1, 3)
+@pytest.mark.shared
+@pytest.mark.parametrize("more", [("tensor_parallel=2",), (), ("zero_stage=3",)])
+def test_a_process_that_hangs_is_named_and_all_stop(wrapper, tmp_path, more):
+    done = run(launched(2, FAULTY, "hang", 1, 1, "lmms_eval", *evaluation(wrapper, tmp_path, *more)), wait=15)
+    assert done.returncode == 1
+    assert done.stderr.count("rank 1: nothing done for 15 seconds, so all ranks stop") == 1
+    assert not list(tmp_path.rglob("*_results.json"))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("processes", [2, 4])
+def test_groups_of_two_processes_share_a_model_and_the_questions(wrapper, single, tmp_path, processes):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = run([*command, LMMS_EVAL, *map(str, evaluation(wrapper, tmp_path, "tensor_parallel=2"))])
+    assert done.returncode == 0, done.stderr[-8000:]  # the launcher's report alone takes 2500
+    [samples] = tmp_path.rglob("*_samples_*.jsonl")
+    assert by_number(map(json.loads, samples.read_text().splitlines())) == single[0]
 
 
 def test_the_documented_launches_are_understood(wrapper):

@@ -4,11 +4,8 @@ The tests of a backbone import everything from here and give a fixture `wrapper`
 """
 
 import io
-import json
 import os
 import struct
-import subprocess
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,26 +122,6 @@ def test_several_pictures_and_none_in_any_batch(wrapper):
     assert totals[0] == totals[1]
     assert totals[0][0] == 3
     assert said[0][0] == rows[0]["answer"]
-
-
-def sharing(wrapper, folder, processes):
-    """The answers to the first five questions by groups of two processes that share a model."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [LMMS_EVAL, "--model", wrapper.name, "--tasks", wrapper.task, "--include_path", str(TASKS)]
-    command += ["--model_args", f"pretrained={wrapper.checkpoint},keep_tokens=64,tensor_parallel=2", "--limit", "5"]
-    command += ["--batch_size", "1", "--output_path", str(folder), "--log_samples"]
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-8000:]  # the launcher's report alone takes 2500
-    [samples] = folder.rglob("*samples*.jsonl")
-    rows = [json.loads(line) for line in samples.read_text().splitlines()]
-    said = {row["doc_id"]: row["filtered_resps"] for row in rows}
-    return [said[number] for number in range(5)]
-
-
-@pytest.mark.processes
-def test_processes_that_share_a_model_answer_as_one(wrapper, tmp_path):
-    assert sharing(wrapper, tmp_path, 2) == wrapper.answers(wrapper.load("keep_tokens=64"), 5)
 
 
 def picture_bytes(picture, **options):

@@ -1,7 +1,16 @@
-"""Choose from a matrix of tests some in which every two values of its parameters still meet."""
+"""Choose from a matrix of tests those that a plain run tries."""
 
 from collections.abc import Hashable, Sequence
 from itertools import combinations
+from typing import TypeVar
+
+BACKBONES = ("llava", "qwen2", "qwen3")  # which share what is tested of code that all run
+Row = TypeVar("Row")
+
+
+def share(rows: Sequence[Row], backbone: str) -> Sequence[Row]:
+    """Choose those rows that one backbone tries, of which another tries the next."""
+    return rows[BACKBONES.index(backbone) :: len(BACKBONES)]
 
 
 def cover(rows: Sequence[Sequence[Hashable]]) -> list[int]:
