@@ -8,7 +8,7 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
-from matrix import CELLS, FULL, KINDS, NAMES
+from matrix import FULL, KINDS, NAMES, cells
 from torch._dynamo.exc import TorchDynamoException
 
 import strategy
@@ -37,12 +37,13 @@ class Asked:
     """A small trained model, and prompts as the arguments of its `generate`.
 
     one: a single prompt. several: of different lengths, with pictures or videos alike. mixed: with different ones or
-    none beside each other. text: without any.
+    none beside each other. text: without any. names: the strategies tried of what each does alike on all backbones.
     """
 
     model: Any
     prompts: dict[str, dict[str, Any]]
     budget: dict[str, Any]
+    names: Sequence[str] = ()
 
 
 @pytest.fixture(scope="module", params=["cpu", "cuda"])
@@ -171,7 +172,7 @@ def traced() -> Iterator[None]:
 def test_what_is_fused_can_be_traced_whole_and_answers_the_same(asked, traced, device):
     if device == "cuda":
         pytest.skip("there it is fused in the other tests")
-    for name, kind in CELLS:
+    for name, kind in cells(asked.names):
         given = {"enabled": False} if name == "unpruned" else {"strategy": name}
         prompts = "several" if kind == "mixed" else kind  # the prefill of mixed ones is not fused
         stock, told = answered(asked, prompts, engine="eager", **given)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fast_checks import *  # noqa: F403
 from fast_checks import Asked
+from matrix import names_for
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -35,7 +36,7 @@ def small(checkpoint_name, device):
         "mixed": prompts(QUESTIONS, [(336, 336), None, (224, 336)]),
         "text": prompts(QUESTIONS[:1], [None]),
     }
-    return Asked(model, kinds, {"retain_ratio": 0.223})
+    return Asked(model, kinds, {"retain_ratio": 0.223}, names_for(checkpoint_name.removeprefix("shapes-")))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from warnings import catch_warnings, filterwarnings
 
 import torch
 from fast_checks import Asked, answer, config
-from matrix import KINDS, NAMES, cells
+from matrix import KINDS, cells
 from torch import Tensor, multiprocessing
 from torch import distributed as dist
 from torch.utils._pytree import tree_map_only
@@ -37,11 +37,12 @@ class Ran:
 
 @dataclass
 class Parted:
-    """What several processes found, each with a part of a model, and what one did with all of it."""
+    """What several processes found, each with a part of a model, what one did with all of it, and the strategies."""
 
     ranks: list[dict[str, Any]]
     whole: Ran
     decoder: Any
+    names: Sequence[str]
 
 
 def run(asked: Asked, names: Iterable[str], engine: str = "eager", kinds: Sequence[str] = KINDS) -> Ran:
@@ -90,11 +91,11 @@ def part(work: Callable[..., dict[str, Any]], build: Build, ranks: int, folder: 
     context = multiprocessing.start_processes(_work, given, ranks, join=False, start_method="spawn")
     try:
         asked = build("cpu")
-        whole, late = run(asked, NAMES), time.monotonic() + PATIENCE
+        whole, late = run(asked, asked.names), time.monotonic() + PATIENCE
         while not context.join(timeout=1):
             assert time.monotonic() < late, f"{ranks} processes took more than {PATIENCE} seconds"
     finally:
         for process in context.processes:
             process.kill()
     found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
-    return Parted(found, whole, asked.model.get_decoder())
+    return Parted(found, whole, asked.model.get_decoder(), asked.names)

@@ -14,7 +14,7 @@ from warnings import catch_warnings, simplefilter
 import pytest
 import torch
 from fast_checks import Asked, same_means, tracing
-from matrix import CELLS, FULL, KINDS, NAMES
+from matrix import FULL, KINDS, cells
 from several import Build, Ran, run, same
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from strategy.pruning import stage
 
 pytestmark = pytest.mark.processes
 ENGINES = ("eager", "graph")
+UNLIKE = KINDS if FULL else ("one", "mixed")  # what ranks are asked that would choose differently
 
 
 @dataclass
@@ -73,7 +74,7 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     before = {name: buffer.clone() for name, buffer in half.named_buffers()}
     tensor_parallel.split(half, half.get_decoder(), ranks)
     group = tensor_parallel.split(asked.model, asked.model.get_decoder(), ranks)
-    found = {way: run(asked, NAMES, way) for way in ENGINES} | pools(rank, ranks, group)
+    found = {way: run(asked, asked.names, way) for way in ENGINES} | pools(rank, ranks, group)
     found["buffers"] = all(torch.equal(buffer.cpu(), before[name]) for name, buffer in half.named_buffers())
     heads = torch.arange(4, device=asked.model.device).view(2, 2, 1) + 4 * rank
     found["heads"] = collectives.all_gather_heads(heads, group).cpu()
@@ -90,7 +91,8 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
         tensor_parallel.split(asked.model, asked.model.get_decoder(), ranks)
     if asked.model.device.type == "cpu":  # a GPU's are fused by themselves
         with tracing():
-            found["traced"] = run(asked, ["unpruned", "clse"], "graph", KINDS if FULL else ["several"])
+            names, kinds = (["unpruned", "clse"], KINDS) if FULL else (["clse"], ["several"])
+            found["traced"] = run(asked, names, "graph", kinds)
     return found
 
 
@@ -100,7 +102,7 @@ def unlike(asked: Asked, rank: int, engine: str) -> Ran:
     other, forward = patch.object(registry.get("clse"), "score", lambda *a: -score(*a)), head.forward
     logits = patch.object(head, "forward", lambda x: -forward(x) if rank and engine == "graph" else forward(x))
     with other if rank else nullcontext(), logits:
-        return run(asked, ["clse"], engine)
+        return run(asked, ["clse"], engine, UNLIKE)
 
 
 def fails_alone(rank: int, device: torch.device, group: Any) -> tuple[Tensor, list[str]]:
@@ -114,11 +116,12 @@ def fails_alone(rank: int, device: torch.device, group: Any) -> tuple[Tensor, li
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("name", "kind"), CELLS)
-def test_all_ranks_keep_and_answer_what_one_process_does(parted, name, kind, engine):
-    assert bool(parted.whole.kept[name, kind]) == (name != "unpruned")
-    for rank in parted.ranks:
-        assert same(rank[engine], parted.whole, name, kind)
+def test_all_ranks_keep_and_answer_what_one_process_does(parted, engine):
+    assert list(parted.whole.kept) == cells(parted.names)
+    for name, kind in parted.whole.kept:
+        assert bool(parted.whole.kept[name, kind]) == (name != "unpruned")
+        for number, rank in enumerate(parted.ranks):
+            assert same(rank[engine], parted.whole, name, kind), f"rank {number}: {name}, {kind}"
 
 
 def test_what_is_fused_of_a_split_model_can_be_traced_whole(parted):
@@ -130,7 +133,7 @@ def test_what_is_fused_of_a_split_model_can_be_traced_whole(parted):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_first_rank_chooses_for_all(parted, engine):
     for rank in parted.ranks:
-        assert all(same(rank[f"{engine} unlike"], parted.whole, "clse", kind) for kind in KINDS)
+        assert all(same(rank[f"{engine} unlike"], parted.whole, "clse", kind) for kind in UNLIKE)
 
 
 def test_a_rank_decides_as_the_others_do(parted):

@@ -4,11 +4,12 @@ A backbone's tests import everything from here and give a fixture `sharded`, wha
 processes, which are started once and go through all that is asked of them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from fast_checks import config
-from matrix import CELLS, NAMES, cells
+from matrix import cells
 from several import Build, run, same
 
 import strategy
@@ -17,10 +18,10 @@ from strategy.distributed import zero
 pytestmark = pytest.mark.processes
 
 
-def asked_of(rank: int, ranks: int) -> list[list[str]]:
+def asked_of(rank: int, ranks: int, names: Sequence[str]) -> list[Sequence[str]]:
     """What each process is asked in turns: all, every third the other way round, or nothing; then only the last one."""
     last = rank == ranks - 1
-    first = [] if last else NAMES if rank == 0 else NAMES[::-3]
+    first = [] if last else names if rank == 0 else names[::-3]
     return [first, ["clse"] if last else []]
 
 
@@ -35,7 +36,7 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     decoder = asked.model.get_decoder()
     shards, weights = zero.shard(asked.model, decoder), list(decoder.layers.parameters())
     found: dict[str, Any] = {"ran": [], "held": [held(weights)]}
-    for names in asked_of(rank, ranks):
+    for names in asked_of(rank, ranks, asked.names):
         with zero.lockstep(shards):
             found["ran"].append(run(asked, names))
         found["held"].append(held(weights))
@@ -44,21 +45,22 @@ def work(rank: int, ranks: int, build: Build) -> dict[str, Any]:
     return found
 
 
-def rounds(sharded: Any) -> list[tuple[Any, list[str]]]:
+def rounds(sharded: Any) -> list[tuple[Any, Sequence[str]]]:
     """What each process ran, and of which strategies, in each turn."""
     count = len(sharded.ranks)
     return [
         pair
         for rank, found in enumerate(sharded.ranks)
-        for pair in zip(found["ran"], asked_of(rank, count), strict=True)
+        for pair in zip(found["ran"], asked_of(rank, count, sharded.names), strict=True)
     ]
 
 
-@pytest.mark.parametrize(("name", "kind"), CELLS)
-def test_each_rank_keeps_and_answers_what_one_process_does(sharded, name, kind):
-    ran = [each for each, names in rounds(sharded) if name in names]
-    assert ran
-    assert all(same(each, sharded.whole, name, kind) for each in ran)
+def test_each_rank_keeps_and_answers_what_one_process_does(sharded):
+    assert list(sharded.whole.kept) == cells(sharded.names)
+    for name, kind in sharded.whole.kept:
+        ran = [each for each, names in rounds(sharded) if name in names]
+        assert ran
+        assert all(same(each, sharded.whole, name, kind) for each in ran), f"{name}, {kind}"
 
 
 def test_the_record_is_that_of_one_process(sharded):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fast_checks import *  # noqa: F403
 from fast_checks import Asked
+from matrix import names_for
 from PIL import Image
 
 from llava.mm_utils import pad_left, process_images, tokenizer_image_token
@@ -34,7 +35,7 @@ def small(device):
         "mixed": prompts((QUESTIONS[0], "What is red?", "<image><image>\nWhich is it?"), pixels),
         "text": prompts(("What is red?",), None),
     }
-    return Asked(model, kinds, {"keep_tokens": 64})
+    return Asked(model, kinds, {"keep_tokens": 64}, names_for("llava"))
 
 
 @pytest.fixture(scope="module")

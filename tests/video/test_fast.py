@@ -6,6 +6,7 @@ import pytest
 import torch
 from fast_checks import *  # noqa: F403
 from fast_checks import Asked
+from matrix import names_for
 
 from llava.mm_utils import pad_left
 from videollava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -47,4 +48,4 @@ def asked(device):
         "mixed": prompts(QUESTIONS, [videos[0], still], [8, 0, 1]),
         "text": prompts(QUESTIONS[:1], [], [0]),
     }
-    return Asked(model, kinds, {"keep_tokens": 194})
+    return Asked(model, kinds, {"keep_tokens": 194}, names_for("video"))
