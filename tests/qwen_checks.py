@@ -131,16 +131,15 @@ def prompts(request: pytest.FixtureRequest, tiny: Tiny) -> Prompts:
     return make(PROMPTS[request.param], tiny.stamp)
 
 
-def generate(model: Any, prompts: Prompts, **options: Any) -> Any:
-    """Greedily chosen text tokens, [B, STEPS], and the logits [B, STEPS, V] they were chosen from."""
+def generate(model: Any, prompts: Prompts, steps: int = STEPS) -> Any:
+    """Greedily chosen text tokens, [B, steps], and the logits [B, steps, V] they were chosen from."""
     output = model.generate(
         **prompts.call,
-        max_new_tokens=STEPS,
+        max_new_tokens=steps,
         do_sample=False,
         suppress_tokens=list(range(60, 80)),
         output_logits=True,
         return_dict_in_generate=True,
-        **options,
     )
     return output.sequences[:, prompts.length :], torch.stack(output.logits, dim=1)
 
@@ -256,12 +255,16 @@ def test_generate_after_a_prune_before_the_first_layer_is_so_too(tiny, prompts):
 
 @torch.no_grad()
 def test_all_that_an_answer_costs_is_counted_as_torch_counts_it(tiny, prompts):
-    model = tiny.model("sdpa")
+    model, counted, seen = tiny.model("sdpa"), [], []
     with strategy.prune(model, PRUNED) as run:
-        for _ in range(2):  # the second time some of it is remembered
+        for steps in (1, 4):  # the second time some of it is remembered
+            before = sum(run.multiply_adds.values())
             with flop_counter() as counter:
-                generate(model, prompts)
-    assert 2 * counter.get_total_flops() / 2 == pytest.approx(sum(run.multiply_adds.values()), rel=0.01)
+                generate(model, prompts, steps)
+            counted.append(sum(run.multiply_adds.values()) - before)
+            seen.append(counter.get_total_flops() / 2)
+    assert counted == pytest.approx(seen, rel=0.01)
+    assert counted[1] - counted[0] == pytest.approx(seen[1] - seen[0], rel=0.01), "of the later tokens alone"
     assert all(run.multiply_adds[part] > 0 for part in ("vision", "prefill", "scoring", "head", "decode"))
 
 
