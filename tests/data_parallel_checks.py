@@ -13,9 +13,8 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from documents import launches
 from launching import launched, run
-from lmms_checks import LMMS_EVAL, ROOT, TASKS
+from lmms_checks import LMMS_EVAL, ROOT, TASKS, task_manager
 from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.tasks import TaskManager
 
 pytestmark = pytest.mark.processes
 TYPED = ("-m", "lmms_eval")
@@ -38,11 +37,10 @@ def by_number(samples):
 @pytest.fixture(scope="module")
 def single(wrapper):
     """The answers of one process by question, and what it counted."""
-    manager = TaskManager(include_path=str(TASKS), model_name=wrapper.name)
     results = simple_evaluate(
         model=wrapper.load(KNOBS),
         tasks=[wrapper.task],
-        task_manager=manager,
+        task_manager=task_manager(wrapper.name),
         limit=LIMIT,
         log_samples=True,
         batch_size=1,

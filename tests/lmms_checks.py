@@ -3,6 +3,7 @@
 The tests of a backbone import everything from here and give a fixture `wrapper`, a `Wrapper`.
 """
 
+import functools
 import io
 import os
 import struct
@@ -24,6 +25,12 @@ CHECKPOINTS = ROOT / "examples/shapes/checkpoints"
 TASKS = ROOT / "examples/shapes/tasks"
 LMMS_EVAL = libyaml.__file__  # a script that starts sooner than `-m lmms_eval`
 ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+@functools.cache
+def task_manager(name):
+    """The tasks that a model of lmms-eval can be asked, read from 3,000 files."""
+    return TaskManager(include_path=str(TASKS), model_name=name)
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,9 @@ class Wrapper:
 
     def answers(self, lm, limit, name=None):
         """The words a model says to the first questions."""
-        manager = TaskManager(include_path=str(TASKS), model_name=name or self.name)
+        manager, tasks = task_manager(name or self.name), [self.task]
         results = simple_evaluate(
-            model=lm, tasks=[self.task], task_manager=manager, limit=limit, log_samples=True, batch_size=1
+            model=lm, tasks=tasks, task_manager=manager, limit=limit, log_samples=True, batch_size=1
         )
         return [sample["filtered_resps"][0] for sample in results["samples"][self.task]]
 

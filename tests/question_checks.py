@@ -16,9 +16,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lmms_checks import ROOT, TASKS, asked, picture_bytes
+from lmms_checks import ROOT, asked, picture_bytes, task_manager
 from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.tasks import TaskManager
 from loguru import logger
 from PIL import Image
 
@@ -296,10 +295,10 @@ def test_pictures_of_any_mode_size_and_file_name_reach_the_prompt(wrapper, tmp_p
 def evaluate(wrapper, folder, checkpoint, knobs="enabled=False", limit=4):
     """Return the answers of an evaluation with a journal, and what was logged."""
     lm = replace(wrapper, checkpoint=checkpoint).load(f"{knobs},resume_folder={folder}", force_simple=True)
-    manager = TaskManager(include_path=str(TASKS), model_name=wrapper.name)
+    manager, tasks = task_manager(wrapper.name), [wrapper.task]
     with logged() as log:
         results = simple_evaluate(
-            model=lm, tasks=[wrapper.task], task_manager=manager, limit=limit, log_samples=True, batch_size=1
+            model=lm, tasks=tasks, task_manager=manager, limit=limit, log_samples=True, batch_size=1
         )
     lm.journal.close()
     return [sample["filtered_resps"][0] for sample in results["samples"][wrapper.task]], log.others

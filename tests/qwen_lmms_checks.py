@@ -12,10 +12,20 @@ import sys
 import pytest
 import torch
 from documents import DOCUMENTS, blocks, evaluations
-from lmms_checks import CHECKPOINTS, ENVIRONMENT, ROOT, TASKS, Wrapper, ask, asked, measured_is_shown_and_saved
+from lmms_checks import (
+    CHECKPOINTS,
+    ENVIRONMENT,
+    LMMS_EVAL,
+    ROOT,
+    TASKS,
+    Wrapper,
+    ask,
+    asked,
+    measured_is_shown_and_saved,
+    task_manager,
+)
 from lmms_eval.__main__ import parse_eval_args
 from lmms_eval.models import get_model
-from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import simple_parse_args_string
 from qwen_vl_utils.vision_process import smart_resize
 
@@ -217,7 +227,7 @@ def test_a_broken_checkpoint_ends_with_its_name_and_runs_no_code(wrapper, tmp_pa
 
 
 def test_the_command_line_writes_results_and_says_what_was_kept(wrapper, tmp_path):
-    command = [sys.executable, "-m", "lmms_eval", "--model", wrapper.name]
+    command = [sys.executable, LMMS_EVAL, "--model", wrapper.name]
     options = f"vtr_strategy=clse,vtr_retain_ratio=0.334{wrapper.rightly}"
     command += ["--model_args", f"pretrained={wrapper.checkpoint},{options}"]
     command += ["--tasks", "shapes_varied", "--include_path", str(TASKS), "--limit", "5", "--batch_size", "1"]
@@ -239,7 +249,7 @@ def test_the_documents_are_understood_and_complete(wrapper, monkeypatch):
         arguments = simple_parse_args_string(options.model_args)
         strategy.VTRConfig.take(arguments)
         assert set(arguments) <= allowed
-        assert set(options.tasks.split(",")) <= set(TaskManager(include_path=str(TASKS)).all_tasks)
+        assert set(options.tasks.split(",")) <= set(task_manager(wrapper.name).all_tasks)
     [readme] = [d.read_text() for d in DOCUMENTS if f"The package `{wrapper.name}`" in d.read_text()]
     for name in allowed - {"self", "kwargs"}:
         assert re.search(rf"^\|.*`{name}`.*\|.*\|.*\|$", readme, re.MULTILINE), name

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from lmms_checks import Wrapper
 from question_checks import *  # noqa: F403
-from question_checks import Question, Wrapper, ask, texts
+from question_checks import Question, ask, texts
 from qwen_lmms_checks import qwen
 
 

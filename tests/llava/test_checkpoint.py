@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 from checkpoint_checks import *  # noqa: F403
 from checkpoint_checks import BESIDE, refusal, same, weights_of
 from documents import evaluations
-from lmms_checks import CHECKPOINTS, ENVIRONMENT, LMMS_EVAL, TASKS
+from lmms_checks import CHECKPOINTS, TASKS
 from lmms_eval.models import get_model
 from safetensors.torch import save_file
 
@@ -74,31 +72,27 @@ def test_a_value_that_is_not_allowed_is_one_sentence(monkeypatch, checkpoint, ar
     assert words in str(stop.value)
 
 
-def evaluate(model_args, folder):
-    command = [sys.executable, LMMS_EVAL, "--model", "llava_vtr", "--model_args", model_args, "--tasks", "shapes"]
-    command += ["--include_path", str(TASKS), "--limit", "2", "--batch_size", "1", "--output_path", str(folder)]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+def words(model_args, folder):
+    given = ["--model", "llava_vtr", "--model_args", model_args, "--tasks", "shapes", "--include_path", TASKS]
+    return [*given, "--limit", 2, "--batch_size", 1, "--output_path", folder]
 
 
-def test_the_documented_spelling_of_a_path_with_a_comma_works(checkpoint, tmp_path):
+def test_the_documented_spelling_of_a_path_with_a_comma_works(lmms_eval, checkpoint, tmp_path):
     [documented] = [words[words.index("--model_args") + 1] for words in evaluations("llava_vtr") if '"' in str(words)]
     folder = tmp_path / "one,two"
     folder.symlink_to(checkpoint)
     path = re.search(r'"(/[^"]*,[^"]*)"', documented)[1]
-    done = evaluate(documented.replace(path, str(folder)), tmp_path / "results")
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, told = lmms_eval(*words(documented.replace(path, str(folder)), tmp_path / "results"))
+    assert status == 0, told[-2000:]
     [results] = (tmp_path / "results").rglob("*results.json")
     assert json.loads(results.read_text())["results"]["shapes"]["accuracy,none"] == 1
 
 
-def test_without_quotes_such_a_path_is_one_sentence_and_an_error(tmp_path):
-    done = evaluate("pretrained=/data/one,two,keep_tokens=192", tmp_path / "results")
-    assert done.returncode == 1
-    assert (
-        "llava_vtr: --model_args pretrained=/data/one,two,keep_tokens=192: want name=value,... with quotes"
-        in done.stderr
-    )
-    assert "Traceback" not in done.stderr
+def test_without_quotes_such_a_path_is_one_sentence_and_an_error(lmms_eval, tmp_path):
+    status, told = lmms_eval(*words("pretrained=/data/one,two,keep_tokens=192", tmp_path / "results"))
+    assert status == 1
+    assert "llava_vtr: --model_args pretrained=/data/one,two,keep_tokens=192: want name=value,... with quotes" in told
+    assert "Traceback" not in told
 
 
 def test_the_table_of_strategies_takes_a_path_with_a_comma(checkpoint, tmp_path, loaded):

@@ -51,15 +51,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_command_line_scores_choices_and_resumes(folder, tmp_path):
+def test_the_command_line_scores_choices_and_resumes(lmms_eval, folder, tmp_path):
     arguments = f"pretrained={CHECKPOINT},keep_tokens=192,resume_folder={tmp_path / 'answers'}"
-    command = [sys.executable, LMMS_EVAL, "--model", "llava_vtr", "--model_args", arguments, "--batch_size", "1"]
-    command += ["--tasks", "shapes_choice", "--include_path", folder, "--limit", QUESTIONS]
-    for run, words in (("first", "samples (means over samples)"), ("second", "were answered by an earlier run")):
-        words_of_run = [*map(str, command), "--output_path", str(tmp_path / run)]
-        done = subprocess.run(words_of_run, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert words in done.stdout + done.stderr
+    command = ["--model", "llava_vtr", "--model_args", arguments, "--batch_size", "1"]
+    command += ["--tasks", "shapes_choice", "--include_path", str(folder), "--limit", str(QUESTIONS), "--output_path"]
+    # The first run's journal is its own until its process ends.
+    words = [sys.executable, LMMS_EVAL, *command, str(tmp_path / "first")]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "samples (means over samples)" in done.stdout + done.stderr
+    status, told = lmms_eval(*command, tmp_path / "second")
+    assert status == 0, told[-2000:]
+    assert "were answered by an earlier run" in told
+    for run in ("first", "second"):
         [results] = (tmp_path / run).rglob("*results.json")
         assert json.loads(results.read_text())["results"]["shapes_choice"]["acc,none"] == 1
 

@@ -22,11 +22,10 @@ def wrapper() -> Wrapper:
     return LLAVA
 
 
-def command_line(tmp_path, arguments, tasks="shapes", start=(LMMS_EVAL,)):
-    command = [sys.executable, *start, "--model", "llava_vtr", "--model_args", arguments]
-    command += ["--tasks", tasks, "--include_path", str(TASKS), "--limit", "3", "--batch_size", "1"]
-    command += ["--output_path", str(tmp_path / "results"), "--log_samples"]
-    return subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+def words(tmp_path, arguments, tasks="shapes"):
+    """What is typed behind `lmms_eval`."""
+    given = ["--model", "llava_vtr", "--model_args", arguments, "--tasks", tasks, "--include_path", str(TASKS)]
+    return [*given, "--limit", "3", "--batch_size", "1", "--output_path", str(tmp_path / "results"), "--log_samples"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,8 @@ def test_unpruned_loglikelihood_is_the_mean_loss_of_one_forward_call():
 
 
 def test_the_command_line_writes_results_and_says_what_was_kept(tmp_path):
-    done = command_line(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", start=("-m", "lmms_eval"))
+    command = [sys.executable, LMMS_EVAL, *words(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192")]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "prune layers [1, 4, 8], 576 visual tokens kept 330/210/62" in done.stdout
     [results] = (tmp_path / "results").rglob("*results.json")
@@ -114,7 +114,8 @@ def test_the_command_line_writes_results_and_says_what_was_kept(tmp_path):
 
 
 def test_the_command_line_ends_with_a_sentence_and_no_traceback(tmp_path):
-    done = command_line(tmp_path, f"pretrained={tmp_path},strategy=clse")
+    command = [sys.executable, LMMS_EVAL, *words(tmp_path, f"pretrained={tmp_path},strategy=clse")]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert f"llava_vtr: {tmp_path}/config.json: missing" in done.stderr
     assert "Traceback" not in done.stderr
@@ -140,19 +141,20 @@ def pope(tmp_path, spoil=False):
     Dataset.from_dict(columns, features=features).to_parquet(folder / "test-00000-of-00001.parquet")
 
 
-def test_a_stock_task_runs_on_a_local_folder_of_its_schema(tmp_path):
+def test_a_stock_task_runs_on_a_local_folder_of_its_schema(lmms_eval, monkeypatch, tmp_path):
     pope(tmp_path)
-    done = command_line(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", tasks="pope")
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.chdir(tmp_path)
+    status, told = lmms_eval(*words(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", tasks="pope"))
+    assert status == 0, told[-2000:]
     [results] = (tmp_path / "results").rglob("*results.json")
     assert "pope_accuracy,none" in json.loads(results.read_text())["results"]["pope"]
 
 
-def test_an_unreadable_picture_is_named_and_the_other_answers_are_scored(tmp_path):
+def test_an_unreadable_picture_is_named_and_the_other_answers_are_scored(lmms_eval, monkeypatch, tmp_path):
     pope(tmp_path, spoil=True)
-    done = command_line(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", tasks="pope")
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path)
+    status, told = lmms_eval(*words(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", tasks="pope"))
+    assert status == 0, told[-2000:]
     assert "llava_vtr: task pope, question 2: not answered, its picture is unreadable (cannot identify" in told
     assert "llava_vtr: 1 of 3 questions were not answered" in told
     [samples] = (tmp_path / "results").rglob("*samples_pope.jsonl")

@@ -1,9 +1,8 @@
 """Questions of any kind, asked through lmms-eval."""
 
 import pytest
-from lmms_checks import CHECKPOINTS
+from lmms_checks import CHECKPOINTS, Wrapper
 from question_checks import *  # noqa: F403
-from question_checks import Wrapper
 
 
 @pytest.fixture(scope="module")

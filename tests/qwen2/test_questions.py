@@ -1,8 +1,8 @@
 """Questions of any kind, asked through lmms-eval."""
 
 import pytest
+from lmms_checks import Wrapper
 from question_checks import *  # noqa: F403
-from question_checks import Wrapper
 from qwen_lmms_checks import qwen
 from qwen_question_checks import *  # noqa: F403
 
