@@ -10,7 +10,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 
 from strategy.backbone import GreedyRequest
 from strategy.distributed import processes
@@ -20,9 +19,16 @@ from strategy.kernels import kv_cache
 from strategy.kernels.compile import compiling
 from strategy.kernels.layer_facts import tp_group_of
 
-RECOVERABLE_ERRORS = (torch.cuda.OutOfMemoryError, TorchDynamoException)
 STOCK_LOOP = "engine={}: answering with the eager engine, since {}"  # a warning, of the mode and the reason
 OOM_REASON = "the GPU's memory is too small for graphs and their caches beside the model"
+
+
+def recoverable_errors() -> tuple[type[Exception], ...]:
+    """Return the errors after which the stock loop answers."""
+    # Torch takes two seconds to import its compiler, which a process without graphs does not need.
+    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415
+
+    return torch.cuda.OutOfMemoryError, TorchDynamoException
 
 
 def wants_graphs(mode: str, decoder: Any) -> bool:

@@ -19,7 +19,7 @@ from strategy.distributed.collectives import broadcast_first
 from strategy.distributed.watchdog import HangWatchdog
 from strategy.graph.bucketing import bucket_prompts
 from strategy.graph.decoder import DECODE_CHUNK, FusedDecoder, GenerationState, plain_tensors
-from strategy.graph.fallback import RECOVERABLE_ERRORS, FallbackPolicy, wants_graphs
+from strategy.graph.fallback import FallbackPolicy, recoverable_errors, wants_graphs
 from strategy.graph.static_cache import StaticKVCache
 from strategy.graph.vision import VisionGraphs
 from strategy.kernels import kv_cache
@@ -115,7 +115,7 @@ class GraphGenerator:
                 try:
                     self.decoder.prepare()
                     return self._decode(stock(request.one_token_criteria()), request, generation)
-                except RECOVERABLE_ERRORS as error:
+                except recoverable_errors() as error:
                     failure = error
                 finally:
                     self.current.generation = None
@@ -217,7 +217,7 @@ class GraphGenerator:
                 if self.current.generation is None:
                     self.decoder.prepare()
                 return self.vision.forward(module, stock, *args, **kwargs)
-            except RECOVERABLE_ERRORS as error:
+            except recoverable_errors() as error:
                 if self.current.generation is not None:
                     raise
                 failure = error
