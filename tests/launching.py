@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import textwrap
 
 ENVIRONMENT = os.environ | {
     "ACCELERATE_USE_CPU": "true",
@@ -29,3 +30,22 @@ def run(command, wait=None, **options):
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=LONGEST, **options
     )
+
+
+def scripted(tmp_path, count, body):
+    """Start so many processes of a script with its own number `me`, and `say`, which writes a line in one piece."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, sys, time\nfrom strategy.distributed import collectives, processes, watchdog\n"
+        "from strategy.evaluation.requests import answer_own\nme = processes.rank()\n"
+        "say = lambda text: os.write(1, f'{text}\\n'.encode())\n" + textwrap.dedent(body)
+    )
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(script)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *words], env=ENVIRONMENT, text=True, **pipes)
+
+
+def told(process):
+    """The exit status, and the lines of the script's own."""
+    out, errors = process.communicate(timeout=120)
+    return process.returncode, [line for line in (out + errors).splitlines() if line.startswith(("said", "rank "))]

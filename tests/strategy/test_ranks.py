@@ -1,50 +1,20 @@
-"""Processes that meet, that wait for one that is slow, and that stop for one that is lost."""
+"""Processes that meet, that wait for one that is slow, and that stop for one that hangs or has an error."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from launching import scripted, told
 
 from strategy.distributed.collectives import gather
 from strategy.distributed.processes import TIMEOUT_ENV, rank_timeout
 from strategy.metrics import record as records
 from strategy.metrics.record import RunRecord, Stage
 
+pytestmark = pytest.mark.processes
 DEPTH = 4
-
-
-def launch(tmp_path, count, body):
-    """Start so many processes of a script with its own number `me`, and `say`, which writes a line in one piece."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import os, signal, sys, time\nfrom strategy.distributed import collectives, processes, watchdog\n"
-        "from strategy.evaluation.requests import answer_own\nme = processes.rank()\n"
-        "say = lambda text: os.write(1, f'{text}\\n'.encode())\n" + textwrap.dedent(body)
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(count),
-        str(script),
-    ]
-    given = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, env=os.environ | given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def told(process):
-    """The exit status, and the lines of the script's own."""
-    out, errors = process.communicate(timeout=120)
-    return process.returncode, [line for line in (out + errors).splitlines() if line.startswith(("said", "rank "))]
 
 
 def test_alone_nothing_is_exchanged():
@@ -59,7 +29,7 @@ def test_what_processes_bring_comes_in_their_order(tmp_path):
         brought = collectives.gather(dict(rank=me, turn=turn))
         say(f"said {brought == [dict(rank=each, turn=turn) for each in range(3)]}")
     """
-    assert told(launch(tmp_path, 3, body)) == (0, ["said True"] * 9)
+    assert told(scripted(tmp_path, 3, body)) == (0, ["said True"] * 9)
 
 
 def test_a_slow_process_is_waited_for_as_long_as_it_gets_on(tmp_path):
@@ -71,7 +41,7 @@ def test_a_slow_process_is_waited_for_as_long_as_it_gets_on(tmp_path):
         watchdog.heartbeat()
     say(f"said {collectives.gather(me)}")
     """
-    assert told(launch(tmp_path, 2, body)) == (0, ["said [0, 1]"] * 2)
+    assert told(scripted(tmp_path, 2, body)) == (0, ["said [0, 1]"] * 2)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -83,7 +53,7 @@ def test_one_message_names_the_process_that_hangs(tmp_path, lost):
     collectives.gather(me)
     """
     start = time.monotonic()
-    status, lines = told(launch(tmp_path, 3, body))
+    status, lines = told(scripted(tmp_path, 3, body))
     assert (status, lines) == (
         1,
         [f"rank {lost}: nothing done for 4 seconds, so all ranks stop; {TIMEOUT_ENV} says how many are allowed"],
@@ -101,7 +71,7 @@ def test_an_error_among_lmms_evals_requests_stops_all_and_is_told(tmp_path):
     answer_own([Request()], answer, "")
     time.sleep(3600)
     """
-    status, lines = told(launch(tmp_path, 2, body))
+    status, lines = told(scripted(tmp_path, 2, body))
     assert (status, lines) == (1, ["rank 1: no room for 7 tokens, so all ranks stop"])
 
 
@@ -113,84 +83,8 @@ def test_an_error_where_processes_keep_in_step_stops_all_and_is_told(tmp_path):
     with zero.lockstep(object()):
         raise MemoryError("no room for 7 tokens")
     """
-    status, lines = told(launch(tmp_path, 2, body))
+    status, lines = told(scripted(tmp_path, 2, body))
     assert (status, lines) == (1, ["rank 1: no room for 7 tokens, so all ranks stop"])
-
-
-@pytest.mark.parametrize("seen", ["closed", "reset"])
-def test_a_process_that_loses_another_does_not_tell_of_itself(tmp_path, seen):
-    body = f"""
-    from socket import SO_LINGER, SOL_SOCKET, socket
-    from threading import Timer
-    from torch import distributed as dist
-    dist.init_process_group("gloo")
-    # The launcher may terminate this process before it has said what it has seen.
-    signal.signal(signal.SIGTERM, lambda *_: Timer(3, os._exit, (1,)).start())
-    def sockets():
-        for number in map(int, os.listdir("/proc/self/fd")):
-            try:
-                yield socket(fileno=os.dup(number))
-            except OSError:
-                pass
-    def answer(requests):
-        dist.all_reduce(dist.torch.ones(1))
-        if me == 1:
-            for each in sockets() if {seen == "reset"} else ():
-                each.setsockopt(SOL_SOCKET, SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))  # on, for no time
-                each.detach()
-            Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()
-            time.sleep(3600)
-        try:
-            dist.all_reduce(dist.torch.ones(1))
-        except RuntimeError as error:
-            say("said reset" if "reset" in str(error) else "said closed")
-            raise
-    class Request: metadata = {{}}
-    answer_own([Request()], answer, "")
-    """
-    assert told(launch(tmp_path, 2, body)) == (1, [f"said {seen}"])
-
-
-@pytest.mark.parametrize(("lost", "named"), [([1], "rank 1"), ([0, 1], "rank 0, rank 1")])
-def test_a_process_that_others_wait_for_within_a_pass_is_named(tmp_path, lost, named):
-    body = f"""
-    from torch import distributed as dist
-    dist.init_process_group("gloo")
-    os.environ[processes.TIMEOUT_ENV] = "3"
-    watch = watchdog.HangWatchdog(range(2))
-    def answer(requests):
-        for number in range(3):
-            watch.begin()
-            dist.all_reduce(dist.torch.ones(1))
-        if me in {lost}:
-            time.sleep(3600)
-        watch.begin()
-        dist.all_reduce(dist.torch.ones(1))
-    class Request: metadata = {{}}
-    time.sleep(5 * me)  # longer than allowed, but not all of them answer yet
-    answer_own([Request()], answer, "")
-    """
-    status, lines = told(launch(tmp_path, 2, body))
-    assert (status, lines) == (
-        1,
-        [f"{named}: nothing done for 3 seconds, so all ranks stop; {TIMEOUT_ENV} says how many are allowed"],
-    )
-
-
-def test_processes_stop_when_what_started_them_is_gone(tmp_path):
-    body = """
-    watchdog.heartbeat()
-    say("at work")
-    while True:
-        time.sleep(0.2)
-        watchdog.heartbeat()
-    """
-    process = launch(tmp_path, 2, body)
-    for _ in range(2):
-        assert process.stdout.readline() == "at work\n"
-    process.send_signal(signal.SIGKILL)
-    _, lines = told(process)  # which ends when the last of them has let go of the pipe
-    assert sorted(lines) == [f"rank {number}: what started it is gone, so it stops" for number in range(2)]
 
 
 @given(
