@@ -148,6 +148,7 @@ def test_the_digest_covers_the_packages_that_the_backbone_is_built_from(asked):
     assert not {"torch", "transformers", "lmms_eval"} & set(covered)
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("name", available())
 def test_look_draws_what_each_strategy_saw(asked, type_, tmp_path, capsys, name):
     picture = tmp_path / "look.png"

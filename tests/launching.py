@@ -1,4 +1,4 @@
-"""Starts several processes on the CPU, as `accelerate launch` does on GPUs."""
+"""Starts processes on the CPU, several as `accelerate launch` does on GPUs; or does without one."""
 
 import os
 import subprocess
@@ -30,6 +30,21 @@ def run(command, wait=None, **options):
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=LONGEST, **options
     )
+
+
+def call(main, words, monkeypatch, capture):
+    """Call the function behind a command, which is there sooner than a process, and return what `run` would.
+
+    capture: pytest's fixture that captures what is said.
+    """
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    status, last = 0, ""
+    try:
+        status = main() or 0
+    except SystemExit as stop:
+        status, last = (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
+    said = capture.readouterr()
+    return subprocess.CompletedProcess(words, status, said.out, said.err + last)
 
 
 def scripted(tmp_path, count, body):

@@ -9,8 +9,9 @@ Row = TypeVar("Row")
 
 
 def share(rows: Sequence[Row], backbone: str) -> Sequence[Row]:
-    """Choose those rows that one backbone tries, of which another tries the next."""
-    return rows[BACKBONES.index(backbone) :: len(BACKBONES)]
+    """Choose the rows that one backbone tries, and another the next ones; a fourth one tries those of the first."""
+    first = BACKBONES.index(backbone) if backbone in BACKBONES else 0
+    return rows[first :: len(BACKBONES)]
 
 
 def cover(rows: Sequence[Sequence[Hashable]]) -> list[int]:

@@ -82,17 +82,20 @@ def test_the_documented_spelling_of_a_path_with_a_comma_works(lmms_eval, checkpo
     folder = tmp_path / "one,two"
     folder.symlink_to(checkpoint)
     path = re.search(r'"(/[^"]*,[^"]*)"', documented)[1]
-    status, told = lmms_eval(*words(documented.replace(path, str(folder)), tmp_path / "results"))
-    assert status == 0, told[-2000:]
+    done = lmms_eval(*words(documented.replace(path, str(folder)), tmp_path / "results"))
+    assert done.returncode == 0, done.stderr[-2000:]
     [results] = (tmp_path / "results").rglob("*results.json")
     assert json.loads(results.read_text())["results"]["shapes"]["accuracy,none"] == 1
 
 
 def test_without_quotes_such_a_path_is_one_sentence_and_an_error(lmms_eval, tmp_path):
-    status, told = lmms_eval(*words("pretrained=/data/one,two,keep_tokens=192", tmp_path / "results"))
-    assert status == 1
-    assert "llava_vtr: --model_args pretrained=/data/one,two,keep_tokens=192: want name=value,... with quotes" in told
-    assert "Traceback" not in told
+    done = lmms_eval(*words("pretrained=/data/one,two,keep_tokens=192", tmp_path / "results"))
+    assert done.returncode == 1
+    assert (
+        "llava_vtr: --model_args pretrained=/data/one,two,keep_tokens=192: want name=value,... with quotes"
+        in done.stderr
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_the_table_of_strategies_takes_a_path_with_a_comma(checkpoint, tmp_path, loaded):

@@ -144,8 +144,8 @@ def pope(tmp_path, spoil=False):
 def test_a_stock_task_runs_on_a_local_folder_of_its_schema(lmms_eval, monkeypatch, tmp_path):
     pope(tmp_path)
     monkeypatch.chdir(tmp_path)
-    status, told = lmms_eval(*words(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", tasks="pope"))
-    assert status == 0, told[-2000:]
+    done = lmms_eval(*words(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", tasks="pope"))
+    assert done.returncode == 0, done.stderr[-2000:]
     [results] = (tmp_path / "results").rglob("*results.json")
     assert "pope_accuracy,none" in json.loads(results.read_text())["results"]["pope"]
 
@@ -153,8 +153,9 @@ def test_a_stock_task_runs_on_a_local_folder_of_its_schema(lmms_eval, monkeypatc
 def test_an_unreadable_picture_is_named_and_the_other_answers_are_scored(lmms_eval, monkeypatch, tmp_path):
     pope(tmp_path, spoil=True)
     monkeypatch.chdir(tmp_path)
-    status, told = lmms_eval(*words(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", tasks="pope"))
-    assert status == 0, told[-2000:]
+    done = lmms_eval(*words(tmp_path, f"pretrained={CHECKPOINT},strategy=clse,keep_tokens=192", tasks="pope"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = done.stdout + done.stderr
     assert "llava_vtr: task pope, question 2: not answered, its picture is unreadable (cannot identify" in told
     assert "llava_vtr: 1 of 3 questions were not answered" in told
     [samples] = (tmp_path / "results").rglob("*samples_pope.jsonl")

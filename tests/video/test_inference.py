@@ -15,6 +15,7 @@ from unittest.mock import Mock
 
 import pytest
 from documents import scripts
+from launching import call
 
 import strategy
 import world
@@ -44,6 +45,13 @@ ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 def run(words):
     return subprocess.run(words, cwd=FOLDER, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Runs the script in this process."""
+    monkeypatch.chdir(FOLDER)
+    return lambda words: call(run_inference_video_qa.main, words[1:], monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_file(tmp_path, whole, lines)
     assert file.read_bytes() == whole[1]
 
 
-def test_what_cannot_be_answered_is_listed_and_shifts_nothing(tmp_path, whole):
+def test_what_cannot_be_answered_is_listed_and_shifts_nothing(run_here, tmp_path, whole):
     data = tmp_path / "data"
     (data / "videos").mkdir(parents=True)
     asked, known = (json.loads((DATA / f"test_{kind}.json").read_text())[:COUNT] for kind in "qa")
@@ -93,7 +101,7 @@ def test_what_cannot_be_answered_is_listed_and_shifts_nothing(tmp_path, whole):
         (data / "videos" / f"{entry['video_name']}.mp4").write_bytes(video if entry is not asked[2] else b"broken")
     (data / "test_q.json").write_text(json.dumps([*asked[:2], "nonsense", *asked[2:]]))
     (data / "test_a.json").write_text(json.dumps(known[::-1]))
-    done = run(command(tmp_path / "out", *PRUNED, data=data))
+    done = run_here(command(tmp_path / "out", *PRUNED, data=data))
     assert done.returncode == 3
     expected = whole[1].splitlines(keepends=True)
     assert (tmp_path / "out/pred.json").read_bytes() == expected[1] + expected[3]
@@ -103,32 +111,32 @@ def test_what_cannot_be_answered_is_listed_and_shifts_nothing(tmp_path, whole):
     assert "cannot be decoded" in told["clip002"]
     assert "3 left out" in done.stderr
     assert "left out: clip000_0 clip000: no video clip000" in done.stderr
-    strict = run(command(tmp_path / "strict", *PRUNED, "--strict", data=data))
+    strict = run_here(command(tmp_path / "strict", *PRUNED, "--strict", data=data))
     assert strict.returncode == 1
     assert "entry 2: a str" in strict.stderr
     assert "Traceback" not in strict.stderr
 
 
-def test_a_batch_gives_the_same_file_and_shifts_nothing(tmp_path, whole):
-    done = run(command(tmp_path, *PRUNED, "--batch_size", 3))
+def test_a_batch_gives_the_same_file_and_shifts_nothing(run_here, tmp_path, whole):
+    done = run_here(command(tmp_path, *PRUNED, "--batch_size", 3))
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "pred.json").read_bytes() == whole[1]
     data = tmp_path / "data"
     shutil.copytree(DATA, data)
     (data / "videos/clip001.mp4").write_bytes(b"broken")
-    done = run(command(tmp_path / "out", *PRUNED, "--batch_size", 3, data=data))
+    done = run_here(command(tmp_path / "out", *PRUNED, "--batch_size", 3, data=data))
     assert done.returncode == 3
     lines = whole[1].splitlines(keepends=True)
     assert (tmp_path / "out/pred.json").read_bytes() == lines[0] + lines[2] + lines[3]
 
 
-def test_chunks_join_and_a_changed_budget_is_refused(tmp_path, whole):
+def test_chunks_join_and_a_changed_budget_is_refused(run_here, tmp_path, whole):
     for number in (1, 0):
-        done = run(command(tmp_path, *PRUNED, "--num_chunks", 2, "--chunk_idx", number))
+        done = run_here(command(tmp_path, *PRUNED, "--num_chunks", 2, "--chunk_idx", number))
         assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "pred.json").read_bytes() == whole[1]
     words = command(tmp_path, "--num_chunks", 2, "--vtr_enabled", "--vtr_keep_tokens", 32)
-    refused = run(words)
+    refused = run_here(words)
     assert refused.returncode == 1
     assert "keep_tokens was [194], is [32]" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -144,16 +152,16 @@ def test_chunks_join_and_a_changed_budget_is_refused(tmp_path, whole):
         (("--batch_size", "0"), "allowed is a whole number from 1 up"),
     ],
 )
-def test_a_wrong_argument_is_one_sentence(tmp_path, more, words):
-    done = run(command(tmp_path, "--strict", *more))
+def test_a_wrong_argument_is_one_sentence(run_here, tmp_path, more, words):
+    done = run_here(command(tmp_path, "--strict", *more))
     assert done.returncode == 1
     assert f"run_inference_video_qa: {'question' if 'prompt' in words else ''}" in done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_unpruned_baseline_is_right(tmp_path):
-    done = run(command(tmp_path, "--vtr_enabled", "False"))
+def test_the_unpruned_baseline_is_right(run_here, tmp_path):
+    done = run_here(command(tmp_path, "--vtr_enabled", "False"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "unpruned: unpruned, 2056 visual tokens," in done.stdout
     entries = [json.loads(line) for line in (tmp_path / "pred.json").read_text().splitlines()]
