@@ -106,9 +106,9 @@ def measured_is_shown_and_saved(saved, shown):
 def test_a_batch_gives_the_answers_of_single_questions(wrapper, knobs):
     single, batched = wrapper.load(knobs), wrapper.load(f"{knobs},batch_size=8")
     records = single.record, batched.record
-    assert wrapper.answers(single, 20) == wrapper.answers(batched, 20)
+    assert wrapper.answers(single, 12) == wrapper.answers(batched, 12)
     assert records[0].kept_sum == records[1].kept_sum
-    assert records[0].samples == records[1].samples == 20
+    assert records[0].samples == records[1].samples == 12
 
 
 def test_several_pictures_and_none_in_any_batch(wrapper):

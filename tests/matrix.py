@@ -8,19 +8,17 @@ from pairs import BACKBONES, share
 import strategy
 
 NAMES = ["unpruned", *strategy.available()]
+FIRST = ("unpruned", "clse")  # which all backbones try
 KINDS = ("one", "several", "mixed")
 FULL = "VTR_FULL_MATRIX" in os.environ  # set by `--full`, also for the processes
 # Each strategy on the prompts that differ most, and two on every kind.
-CELLS = [(name, kind) for name in NAMES for kind in KINDS if FULL or kind == "mixed" or name in ("unpruned", "clse")]
+CELLS = [(name, kind) for name in NAMES for kind in KINDS if FULL or kind == "mixed" or name in FIRST]
 
 
 def names_for(backbone: str) -> list[str]:
-    """The strategies that a backbone tries of what each does alike on all: two, and those of the rest that fall to it.
-
-    A backbone that is none of those that share tries the two.
-    """
-    first, rest = ["unpruned", "clse"], [name for name in NAMES if name not in ("unpruned", "clse")]
-    return NAMES if FULL else [*first, *(share(rest, backbone) if backbone in BACKBONES else ())]
+    """The strategies that a backbone tries of what each does alike on all: the first two, and its share of the rest."""
+    rest = [name for name in NAMES if name not in FIRST]
+    return NAMES if FULL else [*FIRST, *(share(rest, backbone) if backbone in BACKBONES else ())]
 
 
 def cells(names: Iterable[str]) -> list[tuple[str, str]]:
