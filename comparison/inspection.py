@@ -41,8 +41,8 @@ class StageRecorder:
 
     Attributes:
         grids: The grids of the pictures.
-        maps: By name, values on the grids: `score`; `attention` of the last prompt token, where a layer has run; and
-            the spectral `evolution`, where the strategy has a reference.
+        maps: By name, values on the grids: `score`, where the strategy ranks by one; `attention` of the last prompt
+            token, where a layer has run; and the spectral `evolution`, where the strategy has a reference.
     """
 
     def __init__(self, config: VTRConfig) -> None:
@@ -52,11 +52,11 @@ class StageRecorder:
         self.on_grid: tuple[Tensor, ...] = ()
         self.maps: dict[str, Maps] = {}
 
-    def __call__(self, view: View, scores: Tensor, kept: Tensor) -> None:
+    def __call__(self, view: View, scores: Tensor | None, kept: Tensor) -> None:
         if self.grids:
             return
         self.grids, self.on_grid = view.grids, tuple(tokens.cpu() for tokens in view.on_grid)
-        self.maps = {"score": self._on_grids(scores[0])}
+        self.maps = {} if scores is None else {"score": self._on_grids(scores[0])}
         with suppress(ValueError):  # before the first layer there is no attention
             self.maps["attention"] = self._on_grids(view.attention(view.last)[0].mean((0, 1)))
         with suppress(ValueError):  # the strategy has no reference, or the grid no spectrum

@@ -53,7 +53,7 @@ STEPS = (
         ("LayerHooks", "pruning", "keep_reference, narrow, forward_layer"),
         ("FusedDecoder.prefill", "graph", "all layers, one program; CudaGraphCache.run"),
     ),
-    (("StageRunner.prune", "pruning", "View, Strategy.score, select_top, Strategy.merge, PrefillState.prune"),),
+    (("StageRunner.prune", "pruning", "View, Strategy.select, select_top, Strategy.merge, PrefillState.prune"),),
     (
         ("LayerHooks.finish_prefill", "pruning", "StageRunner.finish; pruned_cache.trim"),
         ("StaticKVCache", "graph", "filled while layers run; StageRunner.finish"),

@@ -149,7 +149,7 @@ def attach(
         backbone: The family, where the class of a bare decoder belongs to several.
         layout: For each sample of a bare decoder's prompts, a list of (start, (T, H, W)), see `Span`.
         watch: Is called at each stage for each group of samples alike, with their view, their scores [G, N] and the
-            kept tokens [G, K]; what it does is not counted.
+            kept tokens [G, K]; what it does is not counted. The scores are None where a strategy selects without.
 
     Raises:
         ValueError: The model is unknown or attached already, or the configuration does not fit the decoder.

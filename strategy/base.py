@@ -38,8 +38,9 @@ class View:
         attention: Returns the float32 attention [G, heads, R, N] that tokens at sequence indices [G, R] pay the visual
             tokens, after the softmax over everything they may see; with all heads, also where these are split over
             processes.
-        memo: The strategy's own tensors, kept from `score` to `merge` and from one stage to the next of the same
-            samples.
+        top: Returns the indices [G, K], in order, of the `keep` highest of scores [G, N], of equal ones the first.
+        memo: The strategy's own tensors, kept from `score` or `select` to `merge` and from one stage to the next of the
+            same samples.
         prior: [G, heads, N], the attention that the last token of the prompt without its question pays the visual
             tokens before the first stage, for a strategy that is `question_free`; else None.
     """
@@ -56,6 +57,7 @@ class View:
     features_at: Callable[[Tensor], Tensor]
     reference_at: Callable[[Tensor], Tensor]
     attention: Callable[[Tensor], Tensor]
+    top: Callable[[Tensor], Tensor]
     memo: dict[str, Tensor]
     prior: Tensor | None = None
 
@@ -82,7 +84,9 @@ def mean_of(into: Tensor, kept: Tensor) -> Tensor:
 
 
 class Strategy(ABC):
-    """Scores visual tokens; it never sees a model.
+    """Scores visual tokens, or selects some; it never sees a model.
+
+    A strategy defines `plan`, and one of `score` and `select`.
 
     Attributes:
         options_type: The class of the strategy's own options, see `strategy.options`; `self.options` has their values.
@@ -93,6 +97,9 @@ class Strategy(ABC):
     question_free = False
 
     def __init__(self, config: VTRConfig) -> None:
+        cls = type(self)
+        if cls.score is Strategy.score and cls.select is Strategy.select:
+            raise ValueError(f"{cls.__qualname__} defines neither score() nor select(): define one of the two")
         self.config = config
         self.options: Any = config.options
 
@@ -100,15 +107,23 @@ class Strategy(ABC):
     def plan(self, facts: Facts) -> Plan:
         """Return where to prune and how much to keep in such a decoder; ValueError where that is not possible."""
 
-    @abstractmethod
     def score(self, view: View) -> Tensor:
         """Score the visual tokens as float32 [G, N]; the highest stay, of equal scores the first."""
+        raise NotImplementedError(f"{type(self).__qualname__} selects tokens without scores")
+
+    def select(self, view: View) -> Tensor:
+        """Return the indices [G, K], in order, of the K = `view.keep` of the N visual tokens that stay.
+
+        The default takes those of the highest `score`. A method whose choice of one token depends on the others, such
+        as a greedy one, overrides it.
+        """
+        return view.top(self.score(view))
 
     def merge(self, view: View, kept: Tensor) -> Tensor | None:
         """Return merge weights [G, K, N]: kept token k becomes sum_n weights[k, n] * features[n].
 
         Args:
-            view: What `score` saw.
+            view: What `score` or `select` saw.
             kept: [G, K], which of the N tokens stay, in order.
 
         Returns:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from strategy.base import Strategy, View
+from strategy.kernels.selection import first_maximum
 from strategy.plan import Facts, Plan
 from strategy.registry import register
 
@@ -25,17 +26,15 @@ def most_diverse(features: Tensor, count: int) -> Tensor:
     unit = torch.nn.functional.normalize(features.float(), dim=-1).nan_to_num()
     distance = 1 - unit @ unit.transpose(1, 2)
     itself = torch.eye(features.shape[1], dtype=torch.bool, device=features.device)
-    places = torch.arange(features.shape[1], device=features.device)
     nearest = distance.masked_fill(itself, torch.inf).amin(-1)
     gone = torch.zeros_like(nearest, dtype=torch.bool)
     chosen: list[Tensor] = []
     for _ in range(count):
         open_ = nearest.masked_fill(gone, -torch.inf)
-        # argmax may return any of equal maxima, and devices differ.
-        best = places.where(open_ == open_.amax(-1, keepdim=True), len(places)).amin(-1, keepdim=True)
+        best = first_maximum(open_)
         new = distance.take_along_dim(best[..., None], 1)[:, 0]
         nearest = torch.minimum(nearest, new) if chosen else new
-        gone = gone | (places == best)
+        gone = gone.scatter(1, best, True)
         chosen.append(best)
     return torch.cat(chosen, dim=1)
 
@@ -50,7 +49,5 @@ class DivPrune(Strategy):
     def plan(self, facts: Facts) -> Plan:
         return Plan.resolve(self.config.prune_layer or (0,), None, self.budget(ratio=0.098), facts, earliest=0)
 
-    def score(self, view: View) -> Tensor:
-        chosen = most_diverse(view.features, view.keep)
-        rank = torch.arange(view.keep, 0, -1, device=chosen.device).float()
-        return torch.zeros(view.visual.shape, device=chosen.device).scatter(1, chosen, rank.expand_as(chosen))
+    def select(self, view: View) -> Tensor:
+        return most_diverse(view.features, view.keep).sort(dim=1).values

@@ -555,6 +555,11 @@ def test_without_a_known_closing_the_question_free_prompt_ends_behind_the_pictur
     [
         ("plan", lambda self, facts: None, r"plan\(\) returned None, want a Plan"),
         ("score", lambda self, view: None, r"score\(\) returned NoneType, want a tensor \[1, 42\]"),
+        ("select", lambda self, view: None, r"select\(\) returned NoneType, want a tensor \[1, \d+\]"),
+        ("select", lambda self, view: view.visual, r"select\(\) returned \[1, 42\], want a tensor \[1, \d+\]"),
+        ("select", lambda self, view: view.top(self.score(view)).flip(1), r"select\(\) returned indices that are not"),
+        ("select", lambda self, view: view.top(self.score(view)) // 2, r"select\(\) returned indices that are not"),
+        ("select", lambda self, view: view.top(self.score(view)) + 42, r"select\(\) returned indices that are not"),
         (
             "score",
             lambda self, view: view.features[..., :-5, 0],
@@ -577,6 +582,21 @@ def test_what_a_strategy_returns_wrongly_is_named(family, monkeypatch, method, w
     ):
         prefill(family, decoder, batch)
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder.layers)
+
+
+@pytest.mark.parametrize(("name", "scores"), [("clse", True), ("divprune", False)])
+def test_a_watch_is_given_the_scores_of_strategies_that_have_some(family, name, scores):
+    decoder, seen = family.decoder("sdpa"), []
+    batch = make("images of different size", decoder.config.hidden_size)
+    config = VTRConfig(strategy=name, keep_tokens=20, prune_layer=4)
+    watch = lambda *given: seen.append(given)  # noqa: E731
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout, watch=watch) as run:
+        prefill(family, decoder, batch)
+    assert len(seen) == 3
+    for view, given, kept in seen:
+        assert torch.equal(kept, torch.stack([run.stages[0].kept[sample] for sample in view.samples]))
+        assert (given is not None) == scores
+        assert given is None or torch.equal(view.top(given), kept)
 
 
 def test_text_alone_is_the_stock_model_to_the_last_bit(family):

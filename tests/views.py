@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from strategy import Grid, View
+from strategy.kernels.selection import select_top
 
 
 def view_of(
@@ -51,5 +52,6 @@ def view_of(
         reference_at=picked(features if reference is None else reference),
         attention=lambda at: attention.take_along_dim((at - count)[:, None, :, None], 2),
         prior=attention[:, :, 0],
+        top=lambda scores: select_top(scores, keep),
         memo={},
     )

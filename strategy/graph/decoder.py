@@ -141,7 +141,7 @@ class FusedDecoder:
         before = costs["scoring"]
         program = partial(self._prefill_program, state, cache)
         with self.policy.compiling("prefilling", self.graphs.device):
-            hidden, state.finite, kept = self.graphs.run(key, program, inputs, warmup=True)
+            hidden, (state.finite, state.selected), kept = self.graphs.run(key, program, inputs, warmup=True)
         # A replayed graph counts nothing.
         costs["scoring"] = before + self.scoring_costs.setdefault(key, costs["scoring"] - before)
         if plan:
@@ -194,8 +194,8 @@ class FusedDecoder:
         """Run all layers over prompts [B, L, C] that begin like `start`, with what differs between such prompts.
 
         Returns:
-            The last token's hidden state [B, 1, C], whether all scores were finite, and the visual tokens [B, K] left
-            after each stage. The cache is filled.
+            The last token's hidden state [B, 1, C], `PrefillState.finite` and `selected`, and the visual tokens [B, K]
+            left after each stage. The cache is filled.
         """
         try:
             return self._run_layers(with_graph_inputs(start, inputs), cache, x, positions)
@@ -241,7 +241,7 @@ class FusedDecoder:
         cache.slot.copy_(last_positions[:, 0] + 1)
         cache.position.copy_(state.position[:, 0])
         finite = state.finite & last.isfinite().all() if plan else state.finite
-        return self._final_norm(last), finite, kept
+        return self._final_norm(last), (finite, state.selected), kept
 
     def _decode_program(self, cache: StaticKVCache) -> None:
         x = self.model.get_input_embeddings().forward(cache.token[:, None])

@@ -33,6 +33,19 @@ def positions_of(mask: Tensor, count: int) -> Tensor:
     return torch.searchsorted(mask.cumsum(1), wanted)
 
 
+def first_maximum(values: Tensor) -> Tensor:
+    """Return the position [G, 1] of the greatest of each row of values [G, N], of equal ones the first."""
+    # argmax may return any of equal maxima, and devices differ.
+    at = torch.arange(values.shape[1], device=values.device)
+    return at.where(values == values.amax(-1, keepdim=True), len(at) - 1).amin(-1, keepdim=True)
+
+
+@compilable
+def is_selection(chosen: Tensor, count: int) -> Tensor:
+    """Return whether each row of `chosen` [G, K] names different ones of `count` tokens, in order."""
+    return (chosen[:, 1:] > chosen[:, :-1]).all() & (chosen >= 0).all() & (chosen < count).all()
+
+
 @compilable
 def keep_chosen(
     remaining: Tensor, original_index: Tensor, visual: Tensor, text: Tensor, chosen: Tensor
@@ -58,7 +71,10 @@ def keep_chosen(
 
 
 @compilable
-def all_finite(scores: Tensor, features: Tensor | None = None) -> Tensor:
-    """Return whether no score is NaN and all features, if given, are finite."""
+def all_finite(scores: Tensor | None, features: Tensor | None) -> Tensor:
+    """Return whether no score is NaN and all features are finite, of the two that are given; at least one is."""
+    if scores is None:
+        assert features is not None
+        return features.isfinite().all()
     fine = ~scores.isnan().any()
     return fine if features is None else fine & features.isfinite().all()

@@ -1,4 +1,4 @@
-"""One stage: score the visual tokens, select, merge, and drop the others."""
+"""One stage: select visual tokens, merge, and drop the others."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from torch.distributed import ProcessGroup
 from strategy.base import Strategy, View
 from strategy.distributed.collectives import all_gather_heads, broadcast_first
 from strategy.kernels.attention import attention_to, gather_rows
-from strategy.kernels.selection import all_finite, select_top
+from strategy.kernels.selection import all_finite, is_selection, select_top
 from strategy.metrics.meter import CostMeter
 from strategy.metrics.record import Stage
 from strategy.plan import Plan
 from strategy.pruning.state import PrefillState, SampleGroup
 
-Watch = Callable[[View, Tensor, Tensor], None]
-"""Called at each stage for each group of samples with their view, their scores [G, N] and the kept tokens [G, K]."""
+Watch = Callable[[View, Tensor | None, Tensor], None]
+"""Called at each stage for each group of samples with their view, their scores [G, N] and the kept tokens [G, K].
+
+The scores are None where the strategy selects without scores.
+"""
 
 AttentionFn = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 """Computes attention [G, heads, R, L] of tokens at sequence indices [G, R], given what picks their samples."""
@@ -29,7 +32,7 @@ class StageRunner:
     """Prunes hidden states between two layers; the stock layers and the fused ones share it.
 
     Args:
-        strategy: Scores the visual tokens; None for an unpruned model.
+        strategy: Selects the visual tokens; None for an unpruned model.
         plan: Where it prunes; None for an unpruned model.
         meter: Counts the costs, into its record.
         tp_group: The ranks that the decoder's heads are split over, or None.
@@ -64,11 +67,12 @@ class StageRunner:
             keep = self.plan.kept(group.num_visual)[stage]
             offset = hidden.shape[1] - group.remaining.shape[1]
             if keep < group.original_index.shape[1]:
-                view = self._view(state, group, stage, keep, hidden, attention_fn)
-                hidden, scores, chosen = self._select(state, group, view, hidden)
+                ranked: list[Tensor] = []
+                view = self._view(state, group, stage, keep, hidden, attention_fn, ranked)
+                hidden, chosen = self._select(state, group, view, hidden, ranked)
                 if self.watch:
                     self.record.clock.stop("scoring", since)
-                    self.watch(view, scores, chosen)
+                    self.watch(view, ranked[-1] if ranked else None, chosen)
                     since = self.record.clock.start(hidden.device)
                 stay = group.keep(chosen)
             else:
@@ -81,32 +85,37 @@ class StageRunner:
         return hidden
 
     def _select(
-        self, state: PrefillState, group: SampleGroup, view: View, hidden: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the hidden states with the merged tokens, the scores [G, N] and the kept tokens [G, K]."""
+        self, state: PrefillState, group: SampleGroup, view: View, hidden: Tensor, ranked: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the hidden states with the merged tokens, and the kept tokens [G, K]."""
         assert self.strategy
+        samples, count = view.visual.shape
         shapes = (group.grids, view.visual.shape, view.question.shape, hidden.shape[1:])
         with self.meter.scoring(view.stage, view.keep, state.projects_keys, *shapes):
-            scores = self._checked("score", self.strategy.score(view), view.visual.shape)
-            scores = broadcast_first(scores, self.tp_group)
-            chosen = select_top(scores, view.keep)
+            chosen = self._checked("select", self.strategy.select(view), (samples, view.keep)).long()
+            chosen = broadcast_first(chosen, self.tp_group)
+            state.selected = state.selected & is_selection(chosen, count)
+            # An index out of range would end the process of a GPU before `finish` can name the strategy.
+            chosen = chosen.clamp(0, count - 1)
             weights = self.strategy.merge(view, chosen)
             if weights is not None:
-                weights = self._checked("merge", weights, (*chosen.shape, view.visual.shape[1]))
+                weights = self._checked("merge", weights, (*chosen.shape, count)).float()
                 weights = broadcast_first(weights, self.tp_group)
                 merged = (weights @ view.features.float()).to(hidden.dtype)
                 positions = view.visual.gather(1, chosen)
                 hidden = hidden.index_put((group.batch_index[:, None].expand_as(positions), positions), merged)
         # At later stages, features that are not finite show in the scores, or at the end.
-        state.finite = state.finite & all_finite(scores, None if view.stage else view.features)
-        return hidden, scores, chosen
+        if ranked or not view.stage:
+            fine = all_finite(ranked[-1] if ranked else None, None if view.stage else view.features)
+            state.finite = state.finite & fine
+        return hidden, chosen
 
     def _checked(self, method: str, returned: Any, shape: Sequence[int]) -> Tensor:
-        """Return what a strategy's method returned, in float32; ValueError if it has not the shape that is wanted."""
+        """Return what a strategy's method returned; ValueError if it has not the shape that is wanted."""
         found = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
         if found != list(shape):
             raise ValueError(f"{self.record.strategy}: {method}() returned {found}, want a tensor {list(shape)}")
-        return returned.float()
+        return returned
 
     def _view(
         self,
@@ -116,7 +125,9 @@ class StageRunner:
         keep: int,
         hidden: Tensor,
         attention_fn: AttentionFn | None,
+        ranked: list[Tensor],
     ) -> View:
+        """Return what the strategy sees; the scores that it ranks by are added to `ranked`."""
         offset = hidden.shape[1] - group.remaining.shape[1]
 
         def shifted(positions: Tensor) -> Tensor:
@@ -134,6 +145,10 @@ class StageRunner:
             if state.reference is None:
                 raise ValueError(f"{self.record.strategy} asks for a reference, but its plan names no reference layer")
             return gather_rows(state.select(group, state.reference), group.remaining.gather(1, positions - offset))
+
+        def top(scores: Tensor) -> Tensor:
+            ranked.append(self._checked("score", scores, visual.shape).float())
+            return select_top(ranked[-1], keep)
 
         prior = None
         if state.prior is not None:
@@ -156,6 +171,7 @@ class StageRunner:
             reference_at=reference_at,
             attention=attention,
             prior=prior,
+            top=top,
             memo=group.memo,
         )
 
@@ -163,13 +179,18 @@ class StageRunner:
         """Write a finished prefill into the record, and return how many of its samples have visual tokens.
 
         Raises:
-            ValueError: Features or scores are not finite.
+            ValueError: Features or scores are not finite, or a strategy selected other things than tokens in order.
         """
         if not state.finite:
             raise ValueError(
                 "the features of visual tokens or of what follows them are not finite, or scores of "
                 f"{self.record.strategy} are NaN: look at the pictures, the weights and the options, or compute in "
                 "bfloat16 or float32, which overflow later than float16"
+            )
+        if not state.selected:
+            raise ValueError(
+                f"{self.record.strategy}: select() returned indices that are not in increasing order, or that are not "
+                "those of visual tokens: return the sorted indices of different ones, from 0 to N - 1"
             )
         visual = [group.num_visual for group in state.groups for _ in group.samples if group.num_visual]
         batch, depth = len(state.real), self.record.depth

@@ -97,6 +97,7 @@ class PrefillState:
         projects_keys: Whether keys must be projected again, since there is no cache.
         finite: Whether no score was NaN, and the features of the first stage and the output of the last layer were
             finite; a tensor once there were any.
+        selected: Whether all selections named different tokens in order; a tensor once there were any.
         stages: The prunes so far.
         lengths: Of the sequence after each prune.
     """
@@ -114,6 +115,7 @@ class PrefillState:
     prior: Tensor | None = None
     projects_keys: bool = False
     finite: Tensor | bool = True
+    selected: Tensor | bool = True
     stages: list[Stage] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 

@@ -94,7 +94,7 @@ def documented_strategies():
 
 def test_documented_strategies_keep_the_rules_of_the_house(tmp_path):
     examples = documented_strategies()
-    assert set(examples) == {"change", "attention"}
+    assert set(examples) == {"change", "attention", "spread"}
     for folder in ("strategy", "tests/strategy"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

@@ -104,6 +104,10 @@ def test_documented_python_runs_and_its_strategy_prunes(monkeypatch, capsys):
     with strategy.prune(decoder, config, backbone="llava", layout=[[(2, (1, 8, 8))]]) as run:
         decoder(inputs_embeds=torch.randn(1, 70, 16))
     assert [stage.after for stage in run.stages] == [15, 9, 2]
+    spread = strategy.VTRConfig(strategy="spread", keep_tokens=4)
+    with strategy.prune(decoder, spread, backbone="llava", layout=[[(2, (1, 8, 8))]]) as run:
+        decoder(inputs_embeds=torch.eye(16)[torch.arange(70) // 17 % 4][None])
+    assert run.stages[0].kept[0].tolist() == [0, 15, 32, 49]  # the first of each kind
     with pytest.raises(ValueError, match="clse does not use it: leave it out, or choose attention"):
         strategy.VTRConfig(head_choice="max")
 

@@ -55,3 +55,16 @@ def test_what_stays_is_all_text_and_the_chosen_in_order(given):
         assert number_now[row].tolist() == [2 * at for at in picks[row].tolist()]
         assert visual_now[row].tolist() == [wanted.index(at) for at in chosen]
         assert text_now[row].tolist() == [wanted.index(at) for at in text[row].tolist()]
+
+
+@given(scored())
+def test_the_first_of_the_greatest_is_found(given):
+    scores, _ = given
+    wanted = [[row.index(max(row))] for row in scores.tolist()]
+    assert selection.first_maximum(scores).tolist() == wanted
+
+
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=4))
+def test_a_selection_names_different_tokens_in_order(row):
+    right = row == sorted(set(row)) and set(row) <= set(range(4))
+    assert bool(selection.is_selection(torch.tensor([[0, 1, 2, 3][: len(row)], row]), 4)) == right

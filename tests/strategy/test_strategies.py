@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from views import view_of
 
-from strategy import Facts, VTRConfig, available, registry
+from strategy import Facts, Strategy, VTRConfig, available, registry
 from strategy.baselines import strided
 from strategy.divprune import most_diverse
 from strategy.sparsevlm import cluster_centres, raters
@@ -44,7 +44,7 @@ def plan(name, facts=LLAVA, **knobs):
 def pruned(name, view, **knobs):
     """Which tokens stay, chosen as the engine does, and what their features become."""
     strategy = make(name, **knobs)
-    kept = strategy.score(view).sort(dim=1, descending=True, stable=True).indices[:, : view.keep].sort(dim=1).values
+    kept = strategy.select(view)
     weights = strategy.merge(view, kept)
     return kept, view.features.take_along_dim(kept[..., None], 1) if weights is None else weights @ view.features
 
@@ -52,6 +52,17 @@ def pruned(name, view, **knobs):
 def blank(count, grids=None, **more):
     """A view of `count` tokens, each with its number as its feature, to which nothing is paid."""
     return view_of(torch.arange(float(count)).view(1, count, 1), torch.zeros(1, 1, 1, count), grids, **more)
+
+
+def test_a_strategy_that_neither_scores_nor_selects_is_refused_by_name():
+    class Idle(Strategy):
+        def plan(self, facts):
+            return plan("fastv", facts)
+
+    with pytest.raises(ValueError, match=r"Idle defines neither score\(\) nor select\(\): define one of the two"):
+        Idle(VTRConfig())
+    with pytest.raises(NotImplementedError, match="DivPrune selects tokens without scores"):
+        make("divprune").score(blank(4))
 
 
 # --- what is scored by attention ---
@@ -104,7 +115,6 @@ def test_divprune_takes_the_token_farthest_in_angle_from_those_it_has():
     features = (torch.stack([angles.cos(), angles.sin()], dim=1) * lengths)[None]
     assert most_diverse(features, 5).tolist() == [[2, 4, 0, 3, 1]]
     view = view_of(features, torch.zeros(1, 1, 1, 5), keep=3)
-    assert make("divprune").score(view).tolist() == [[1, 0, 3, 0, 2]]
     assert pruned("divprune", view)[0].tolist() == [[0, 2, 4]]
 
 
