@@ -38,7 +38,7 @@ ROOMS = (
     ("base, plan, config, options, registry, backbone", "contracts", "contracts: what strategies and families promise"),
     ("kernels/", "kernels", "functions of tensors; LayerSpec"),
 )
-METHODS = ("clse", "fastv", "pdrop", "priortr", "sparsevlm", "divprune", "baselines")
+METHODS = ("clse", "fastv", "pdrop", "priortr", "sparsevlm", "divprune", "dart", "v2drop", "baselines")
 
 # The eager lane and the graph lane; a step that both take stands alone.
 STEPS = (
@@ -99,7 +99,7 @@ def rooms() -> Iterator[str]:
     first, last = y + 5 * step, y + 8 * step
     yield from box(x + width - 125, first, 125, last - step + height - first, "methods", "methods")
     for number, name in enumerate(METHODS):
-        yield text(x + width - 113, first + 44 + number * 17, f"{name}.py", size=12)
+        yield text(x + width - 113, first + 42 + number * 11, f"{name}.py", size=10)
     yield arrow(x + width - 62, last - step + height, x + width - 62, last - 2)
 
 

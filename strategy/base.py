@@ -35,6 +35,9 @@ class View:
         features_at: Returns the hidden states [G, R, C] of tokens at sequence indices [G, R], as the layer before the
             prune left them.
         reference_at: Returns their hidden states as they entered the plan's reference layer.
+        entered_at: Returns their hidden states as they entered the layer before the prune.
+        keys_at: Returns the keys [G, key heads, R, head width] of that layer, with the rotary embedding, of tokens at
+            sequence indices [G, R]; with all key heads, also where these are split over processes.
         attention: Returns the float32 attention [G, heads, R, N] that tokens at sequence indices [G, R] pay the visual
             tokens, after the softmax over everything they may see; with all heads, also where these are split over
             processes.
@@ -56,6 +59,8 @@ class View:
     asked: Tensor
     features_at: Callable[[Tensor], Tensor]
     reference_at: Callable[[Tensor], Tensor]
+    entered_at: Callable[[Tensor], Tensor]
+    keys_at: Callable[[Tensor], Tensor]
     attention: Callable[[Tensor], Tensor]
     top: Callable[[Tensor], Tensor]
     memo: dict[str, Tensor]

@@ -155,6 +155,17 @@ def between(low: float, high: float) -> Read:
     return read
 
 
+def count(name: str, value: Any) -> int:
+    """Read a whole number from 1 up."""
+    try:
+        number = _number(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if number < 1 or number % 1:
+        raise ValueError(f"{name}={value!r}: allowed is a whole number from 1 up")
+    return int(number)
+
+
 def positive(name: str, value: Any) -> float:
     """Read a positive number from 1e-6 to 1e6."""
     try:

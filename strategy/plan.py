@@ -111,7 +111,8 @@ class Plan:
             reference: The layer whose input is the reference, or None.
             budget: What the user gave, or the strategy's default.
             facts: What is known of the decoder.
-            earliest: The first layer that such a strategy can prune at; 0 for a strategy that uses no attention.
+            earliest: The first layer that such a strategy can prune at; 0 for a strategy that uses nothing of the layer
+                before the prune.
 
         Raises:
             ValueError: Layers or budget do not fit the decoder.
@@ -119,7 +120,7 @@ class Plan:
         if layers[0] < earliest:
             raise ValueError(
                 f"prune_layer={list(layers)}: this strategy prunes at {earliest} at the earliest; only strategies that "
-                "use no attention can prune at layer 0"
+                "use no attention, nor anything else of the layer before, can prune at layer 0"
             )
         if layers[-1] >= facts.depth:
             raise ValueError(f"prune_layer={list(layers)}: the decoder has {facts.depth} layers, so below that")

@@ -307,7 +307,7 @@ def batch(request: pytest.FixtureRequest, family: Family) -> Batch:
 
 
 # Those that multiply matrices to score, or to merge.
-MULTIPLY = ("clse", "fastv", "pdrop", "sparsevlm", "priortr", "priortr_2f", "divprune", "pool")
+MULTIPLY = ("clse", "fastv", "pdrop", "sparsevlm", "priortr", "priortr_2f", "divprune", "dart", "pool")
 
 
 def first_layers(name: str) -> list[int]:
@@ -414,6 +414,31 @@ def test_the_attention_that_strategies_see_is_that_of_the_stock_layers(family, b
             real = view.asked if rows is view.question else torch.ones_like(rows, dtype=torch.bool)
             own, wanted = (each.transpose(1, 2)[real] for each in (attention, expected))
             torch.testing.assert_close(own, wanted, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_the_input_and_the_keys_that_strategies_see_are_those_of_the_layer_before(family, batch):
+    # A copy, since transformers 5 leaves hooks of its own on a model that told its hidden states.
+    decoder, config = copy.deepcopy(family.decoder("eager")), VTRConfig(keep_tokens=[20, 12, 5], **STAGES)
+    call = {"inputs_embeds": batch.embeddings, "attention_mask": batch.mask, "position_ids": batch.positions()}
+    seen: dict[bool, list[Any]] = {True: [], False: []}
+
+    def watch(view: Any, *_: Any) -> None:
+        rows = torch.cat([view.visual, view.question], dim=1)
+        seen[cached].append((view, rows, view.entered_at(rows), view.keys_at(rows)))
+
+    with strategy.prune(decoder, config, backbone=family.name, layout=batch.layout, watch=watch) as run:
+        for cached in (True, False):
+            cache = {"past_key_values": family.cache()} if cached else {}
+            output = decoder(**call, **cache, **batch.extra(family), use_cache=cached, output_hidden_states=True)
+    assert seen[True]
+    for (view, rows, entered, keys), (*_, projected) in zip(seen[True], seen[False], strict=True):
+        stock = output.hidden_states[run.plan.layers[view.stage] - 1][list(view.samples)]
+        real = torch.cat([torch.ones_like(view.visual, dtype=torch.bool), view.asked], dim=1)
+        torch.testing.assert_close(entered[real], stock.take_along_dim(rows[..., None], 1)[real], **TOLERANCE)
+        # The stock layer filled the cache; without one, the engine computes keys from that input.
+        own, wanted = (each.transpose(1, 2)[real] for each in (projected, keys))
+        torch.testing.assert_close(own, wanted, **TOLERANCE)
 
 
 def test_sdpa_and_eager_keep_the_same_tokens(family, batch):

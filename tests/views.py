@@ -20,18 +20,23 @@ def view_of(
     reference: Tensor | None = None,
     words: Tensor | None = None,
     asked: Tensor | None = None,
+    entered: Tensor | None = None,
+    keys: Tensor | None = None,
 ) -> View:
     """A stage of prompts of N visual tokens and R words behind them.
 
     features, reference: [G, N, C]; words: [G, R, C], the same at both layers. attention: [G, heads, R, N], what
-    each word pays, the first one without the question too; asked: [G, R]. The sequence is the visual tokens and
-    then the words; all are on one row if no grids are given.
+    each word pays, the first one without the question too; asked: [G, R]. entered: [G, N, C], what the layer before
+    was given; keys: [G, key heads, N + R, width]. The sequence is the visual tokens and then the words; all are on one
+    row if no grids are given.
     """
     samples, count = features.shape[:2]
     rows = attention.shape[2]
     words = features.new_zeros(samples, rows, features.shape[2]) if words is None else words
     grids = ((1, 1, count),) if grids is None else grids
     ends = [sum(math.prod(grid) for grid in grids[: n + 1]) for n in range(len(grids))]
+
+    sequence_keys = torch.cat([features, words], dim=1)[:, None]
 
     def picked(visual: Tensor) -> Any:
         sequence = torch.cat([visual, words], dim=1)
@@ -50,6 +55,8 @@ def view_of(
         asked=torch.ones(samples, rows, dtype=torch.bool) if asked is None else asked,
         features_at=picked(features),
         reference_at=picked(features if reference is None else reference),
+        entered_at=picked(features if entered is None else entered),
+        keys_at=lambda at: (sequence_keys if keys is None else keys).take_along_dim(at[:, None, :, None], 2),
         attention=lambda at: attention.take_along_dim((at - count)[:, None, :, None], 2),
         prior=attention[:, :, 0],
         top=lambda scores: select_top(scores, keep),

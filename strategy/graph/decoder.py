@@ -30,7 +30,7 @@ from strategy.kernels.attention import gather_rows
 from strategy.kernels.layer_facts import tp_group_of
 from strategy.kernels.layer_spec import LayerSpec, norm_epsilon
 from strategy.metrics.record import Stage
-from strategy.pruning.stage import StageRunner
+from strategy.pruning.stage import LayerStates, StageRunner
 from strategy.pruning.state import PrefillState
 
 DECODE_CHUNK = 256  # tokens that are decoded before a longer cache is needed
@@ -223,10 +223,11 @@ class FusedDecoder:
             if plan and number == plan.reference:
                 state.reference = x
             stage = stages.get(number + 1)
+            entered = x
             x, queries, keys, values = llama_layer.prefill(x, cos, sin, own, shape)
             computed.append((number, keys, values))
             if stage is not None:
-                x = self.runner.prune(state, stage, x, _attention_fn(queries, keys, shape))
+                x = self.runner.prune(state, stage, x, _states(entered, queries, keys, shape))
             if number < len(state.added):
                 x = x + state.remaining_rows(state.added[number]).to(x)
             all_kept_known = plan is None or number + 1 >= plan.layers[-1]
@@ -269,13 +270,13 @@ def _write_cache(cache: StaticKVCache, state: PrefillState, layers: Sequence[tup
             llama_layer.write_cache(*cache.layers[number], keys, values, left)
 
 
-def _attention_fn(queries: Tensor, keys: Tensor, shape: llama_layer.LayerShape) -> Any:
-    """Return the `AttentionFn` of a fused layer, which needs no mask."""
+def _states(entered: Tensor, queries: Tensor, keys: Tensor, shape: llama_layer.LayerShape) -> LayerStates:
+    """Return what a stage may see of a fused layer, whose attention needs no mask."""
 
     def attention(query_positions: Tensor, select: Callable[[Tensor], Tensor]) -> Tensor:
         return llama_layer.attention_probs(select(queries), select(keys), query_positions, shape)
 
-    return attention
+    return LayerStates(entered, lambda: keys, attention)
 
 
 @contextmanager

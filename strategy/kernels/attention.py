@@ -44,32 +44,12 @@ def project_keys(layer: nn.Module, spec: LayerSpec, hidden: Tensor, rotary: tupl
     return apply_rotary(_project(layer, spec, spec.key, spec.key_norm, hidden), *rotary)
 
 
-def attention_rows(
-    layer: nn.Module,
-    spec: LayerSpec,
-    hidden: Tensor,
-    query_positions: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    keys: Tensor | None,
-    mask: Any,
-    stages: Sequence[int] = (),
-) -> Tensor:
-    """Compute the attention that some tokens pay all tokens.
+def check_rows(layer: nn.Module, spec: LayerSpec, stages: Sequence[int] = ()) -> None:
+    """Raise ValueError for a layer whose attention or keys are other ones than `attention_rows` computes.
 
     Args:
         layer: The layer, with its description `spec`.
-        hidden: The layer's input [B, L, C].
-        query_positions: Sequence indices [B, R] of the tokens.
-        rotary: Cosines and sines [B or 1, L, head width].
-        keys: The layer's keys [B, key heads, L, head width] from the cache; None projects them again.
-        mask: The layer's own attention mask: None, [B, L] or [B, 1, L, L], additive or boolean.
         stages: Where else to prune, for the error.
-
-    Returns:
-        Attention after the softmax, float32 [B, heads, R, L].
-
-    Raises:
-        ValueError: The layer computes its attention in another way than this function.
     """
     if not spec.has_rows:
         where = f"at one of {list(stages)}" if stages else "behind another layer"
@@ -83,6 +63,30 @@ def attention_rows(
             f"a {name} with {spec.attention} attention and rotary embedding {spec.rotary}: attention "
             f"rows are computed for full or window attention with rotary embedding half; {ways}"
         )
+
+
+def attention_rows(
+    layer: nn.Module,
+    spec: LayerSpec,
+    hidden: Tensor,
+    query_positions: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    keys: Tensor | None,
+    mask: Any,
+) -> Tensor:
+    """Compute the attention that some tokens pay all tokens.
+
+    Args:
+        layer: The layer, with its description `spec`, for which `check_rows` raises nothing.
+        hidden: The layer's input [B, L, C].
+        query_positions: Sequence indices [B, R] of the tokens.
+        rotary: Cosines and sines [B or 1, L, head width].
+        keys: The layer's keys [B, key heads, L, head width] from the cache; None projects them again.
+        mask: The layer's own attention mask: None, [B, L] or [B, 1, L, L], additive or boolean.
+
+    Returns:
+        Attention after the softmax, float32 [B, heads, R, L].
+    """
     cos, sin = rotary
     queries = _project(layer, spec, spec.query, spec.query_norm, gather_rows(hidden, query_positions))
     queries = apply_rotary(queries, gather_rows(cos, query_positions), gather_rows(sin, query_positions))

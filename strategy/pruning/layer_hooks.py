@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from strategy.backbone import Backbone
 from strategy.kernels import kv_cache
-from strategy.kernels.attention import attention_rows, gather_rows
+from strategy.kernels.attention import attention_rows, check_rows, gather_rows, project_keys
 from strategy.kernels.layer_spec import LayerSpec
 from strategy.pruning import pruned_cache
 from strategy.pruning.context import ForwardContext
 from strategy.pruning.patch import ModelPatch
 from strategy.pruning.question_free import QuestionFreePass
-from strategy.pruning.stage import StageRunner
+from strategy.pruning.stage import LayerStates, StageRunner
 
 
 class LayerHooks:
@@ -107,7 +107,9 @@ class LayerHooks:
             state.to_device(hidden.device)
             state.projects_keys = kv_cache.find(kwargs) is None
             with torch.no_grad():
-                hidden = self.runner.prune(state, stage, hidden, partial(self._attention, number, args[0], kwargs))
+                asked = number, args[0], kwargs
+                states = LayerStates(args[0], partial(self._keys, *asked), partial(self._attention, *asked))
+                hidden = self.runner.prune(state, stage, hidden, states)
         if number < len(state.added):
             hidden = hidden + state.remaining_rows(state.added[number]).to(hidden)
         return (hidden, *others) if isinstance(output, tuple) else hidden
@@ -130,13 +132,26 @@ class LayerHooks:
             select: Picks the samples meant out of [B or 1, ...].
         """
         layer, spec, cache = self.decoder.layers[number], self.specs[number], kv_cache.find(kwargs)
-        keys = None if cache is None or not spec.has_rows else select(kv_cache.read(cache, number)[0])
+        check_rows(layer, spec, self._stages())
+        keys = None if cache is None else select(kv_cache.read(cache, number)[0])
         # Where layers lie on several devices, a layer's arguments may come from the device of another one.
         cos, sin = (select(table.to(before.device)) for table in self.backbone.rotary(layer, kwargs))
         mask = kwargs.get("attention_mask")
         mask = None if mask is None else select(mask.to(before.device))
-        stages = [at + 1 for at, other in enumerate(self.specs[:-1]) if other.has_rows]
-        return attention_rows(layer, spec, select(before), query_positions, (cos, sin), keys, mask, stages)
+        return attention_rows(layer, spec, select(before), query_positions, (cos, sin), keys, mask)
+
+    def _keys(self, number: int, before: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Return the keys [B, key heads, L, head width] of a layer, given its input [B, L, C] and its arguments."""
+        layer, spec, cache = self.decoder.layers[number], self.specs[number], kv_cache.find(kwargs)
+        check_rows(layer, spec, self._stages())
+        if cache is not None:
+            return kv_cache.read(cache, number)[0]
+        cos, sin = (table.to(before.device) for table in self.backbone.rotary(layer, kwargs))
+        return project_keys(layer, spec, before, (cos, sin))
+
+    def _stages(self) -> list[int]:
+        """Return the layers to prune at for strategies that ask for attention or keys."""
+        return [at + 1 for at, spec in enumerate(self.specs[:-1]) if spec.has_rows]
 
     def finish_prefill(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Trim the cache of every layer to what is left at the end, and write the record."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,17 @@ AttentionFn = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 """Computes attention [G, heads, R, L] of tokens at sequence indices [G, R], given what picks their samples."""
 
 
+class LayerStates(NamedTuple):
+    """What a stage may see of the layer that ran before it.
+
+    entered: Its input [B, L, C]. keys: Returns its keys [B, key heads, L, head width]. attention: See `AttentionFn`.
+    """
+
+    entered: Tensor
+    keys: Callable[[], Tensor]
+    attention: AttentionFn
+
+
 class StageRunner:
     """Prunes hidden states between two layers; the stock layers and the fused ones share it.
 
@@ -50,14 +61,14 @@ class StageRunner:
         self.strategy, self.plan, self.meter, self.tp_group, self.watch = strategy, plan, meter, tp_group, watch
         self.record = meter.record
 
-    def prune(self, state: PrefillState, stage: int, hidden: Tensor, attention_fn: AttentionFn | None = None) -> Tensor:
+    def prune(self, state: PrefillState, stage: int, hidden: Tensor, layer: LayerStates | None = None) -> Tensor:
         """Return what a stage keeps of hidden states [B, L, C].
 
         Args:
             state: The state of the forward call.
             stage: The stage, counted from 0.
             hidden: The output of the layer before, or the input of the first layer.
-            attention_fn: The attention of that layer; None before the first layer.
+            layer: What else there is of that layer; None before the first layer.
         """
         assert self.plan
         since = self.record.clock.start(hidden.device)
@@ -68,7 +79,7 @@ class StageRunner:
             offset = hidden.shape[1] - group.remaining.shape[1]
             if keep < group.original_index.shape[1]:
                 ranked: list[Tensor] = []
-                view = self._view(state, group, stage, keep, hidden, attention_fn, ranked)
+                view = self._view(state, group, stage, keep, hidden, layer, ranked)
                 hidden, chosen = self._select(state, group, view, hidden, ranked)
                 if self.watch:
                     self.record.clock.stop("scoring", since)
@@ -124,7 +135,7 @@ class StageRunner:
         stage: int,
         keep: int,
         hidden: Tensor,
-        attention_fn: AttentionFn | None,
+        layer: LayerStates | None,
         ranked: list[Tensor],
     ) -> View:
         """Return what the strategy sees; the scores that it ranks by are added to `ranked`."""
@@ -135,10 +146,23 @@ class StageRunner:
 
         visual = shifted(group.visual)
 
+        def of_group(tensor: Tensor) -> Tensor:
+            return state.select(group, tensor.to(hidden.device))
+
+        def before(wanted: str) -> LayerStates:
+            if layer is None:
+                raise ValueError(f"{self.record.strategy} asks for {wanted} layer 0: prune at layer 1 or later")
+            return layer
+
+        def entered_at(positions: Tensor) -> Tensor:
+            return gather_rows(of_group(before("the input of a layer, and there is none before").entered), positions)
+
+        def keys_at(positions: Tensor) -> Tensor:
+            keys = of_group(before("keys, which no layer computes before").keys()).transpose(1, 2)
+            return all_gather_heads(gather_rows(keys, positions).transpose(1, 2), self.tp_group)
+
         def attention(query_positions: Tensor) -> Tensor:
-            if attention_fn is None:
-                raise ValueError(f"{self.record.strategy} asks for attention, which nothing pays before layer 0")
-            weights = attention_fn(query_positions, lambda x: state.select(group, x.to(hidden.device)))
+            weights = before("attention, which nothing pays before").attention(query_positions, of_group)
             return all_gather_heads(attention_to(weights, visual), self.tp_group)
 
         def reference_at(positions: Tensor) -> Tensor:
@@ -169,6 +193,8 @@ class StageRunner:
             asked=group.question_mask,
             features_at=lambda positions: gather_rows(state.select(group, hidden), positions),
             reference_at=reference_at,
+            entered_at=entered_at,
+            keys_at=keys_at,
             attention=attention,
             prior=prior,
             top=top,

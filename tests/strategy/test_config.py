@@ -48,7 +48,7 @@ def test_nothing_given_is_left_to_the_strategy():
         ({"prune_layer": "1;x"}, ["prune_layer='1;x'"]),
         ({"ref_layers": [0, 1]}, ["ref_layers=[0, 1]", "one layer"]),
         ({"keep_tokens": [9, 5], "prune_layer": [1, 2, 3]}, ["keep_tokens=[9, 5]", "3 stages"]),
-        ({"strategy": "clze"}, ["strategy='clze'", "clse, divprune"]),
+        ({"strategy": "clze"}, ["strategy='clze'", ", ".join(available())]),
         ({"budget_basis": "tokens"}, ["budget_basis='tokens'", "stages, mean, flops"]),
         ({"enabled": "maybe"}, ["enabled='maybe'", "True and False"]),
         ({"clse_temp": 0}, ["clse_temp=0", "above 0"]),

@@ -40,7 +40,8 @@ def test_auto_is_the_strategys_own_aggregation(strategy):
 def test_an_option_at_its_default_is_accepted_by_all_and_otherwise_by_its_strategies(name, strategy):
     users = strategy_options()[name]
     default = registry.get(users[0]).options_type.describe()[name][0]
-    other = {"query_aggregation": "last", "head_aggregation": "max", "clse_fft_3d": True}.get(name, 0.7)
+    other = {"query_aggregation": "last", "head_aggregation": "max", "clse_fft_3d": True}.get(name)
+    other = other or (7 if isinstance(default, int) else 0.7)
     for value in (default, str(default)):
         assert VTRConfig(strategy=strategy, **{name: value}) == VTRConfig(strategy=strategy)
     if strategy in users:

@@ -28,6 +28,8 @@ PUBLISHED = {
     "priortr": (1, None, 1),
     "priortr_2f": (1, None, 1),
     "divprune": (1, None, 0),
+    "dart": (1, None, 1),
+    "v2drop": (3, None, 1),
     "uniform": (1, None, 0),
     "pool": (1, None, 0),
 }
@@ -342,6 +344,9 @@ def test_pool_mixes_neither_frames_nor_pictures():
         ("sparsevlm", LLAVA, {"retain_ratio": 0.25}, (2, 6, 15), (225, 150, 82)),
         ("sparsevlm", QWEN, {"keep_tokens": 128}, (2, 5, 13), (303, 110, 36)),
         ("sparsevlm", LLAVA, {"keep_tokens": 128, "prune_layer": 9}, (9,), (128,)),
+        ("dart", LLAVA, {}, (2,), (128,)),
+        ("v2drop", LLAVA, {}, (3, 17, 22), (288, 144, 1)),
+        ("v2drop", QWEN, {"keep_tokens": 64}, (3, 15, 19), (96, 48, 1)),
         ("random", LLAVA, {}, (1, 11, 21), (330, 210, 62)),
         ("uniform", LLAVA, {}, (0,), (192,)),
         ("pool", LLAVA, {"retain_ratio": 0.25}, (0,), (144,)),
