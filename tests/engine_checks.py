@@ -307,7 +307,7 @@ def batch(request: pytest.FixtureRequest, family: Family) -> Batch:
 
 
 # Those that multiply matrices to score, or to merge.
-MULTIPLY = ("clse", "fastv", "pdrop", "sparsevlm", "priortr", "priortr_2f", "divprune", "dart", "pool")
+MULTIPLY = ("clse", "fastv", "pdrop", "sparsevlm", "priortr", "priortr_2f", "divprune", "cdpruner", "dart", "pool")
 
 
 def first_layers(name: str) -> list[int]:
