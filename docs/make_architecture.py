@@ -38,7 +38,19 @@ ROOMS = (
     ("base, plan, config, options, registry, backbone", "contracts", "contracts: what strategies and families promise"),
     ("kernels/", "kernels", "functions of tensors; LayerSpec"),
 )
-METHODS = ("clse", "fastv", "pdrop", "priortr", "sparsevlm", "divprune", "cdpruner", "dart", "v2drop", "baselines")
+METHODS = (
+    "clse",
+    "fastv",
+    "pdrop",
+    "priortr",
+    "sparsevlm",
+    "divprune",
+    "cdpruner",
+    "dart",
+    "apet",
+    "v2drop",
+    "baselines",
+)
 
 # The eager lane and the graph lane; a step that both take stands alone.
 STEPS = (

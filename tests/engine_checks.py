@@ -307,7 +307,19 @@ def batch(request: pytest.FixtureRequest, family: Family) -> Batch:
 
 
 # Those that multiply matrices to score, or to merge.
-MULTIPLY = ("clse", "fastv", "pdrop", "sparsevlm", "priortr", "priortr_2f", "divprune", "cdpruner", "dart", "pool")
+MULTIPLY = (
+    "clse",
+    "fastv",
+    "pdrop",
+    "sparsevlm",
+    "priortr",
+    "priortr_2f",
+    "divprune",
+    "cdpruner",
+    "dart",
+    "apet",
+    "pool",
+)
 
 
 def first_layers(name: str) -> list[int]:
