@@ -49,6 +49,8 @@ METHODS = (
     "dart",
     "apet",
     "v2drop",
+    "visionzip",
+    "vispruner",
     "baselines",
 )
 

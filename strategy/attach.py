@@ -23,6 +23,7 @@ from strategy.metrics.meter import CostMeter
 from strategy.metrics.record import RunRecord
 from strategy.plan import Plan
 from strategy.pruning import refusals
+from strategy.pruning.encoder import EncoderRecorder
 from strategy.pruning.hooks import PruningHooks
 from strategy.pruning.patch import ModelPatch
 from strategy.pruning.question_free import QuestionFreePass
@@ -79,7 +80,9 @@ class Attachment:
         if strategy and plan and strategy.question_free:
             sharded = is_zero_sharded(layers)
             question_free = QuestionFreePass(decoder, plan.layers[0], self.meter, config.strategy, sharded)
-        hooks = PruningHooks(model, decoder, backbone, specs, layout, runner, question_free)
+        layer = strategy.encoder_layer if strategy else None
+        encoder = EncoderRecorder.of(layer, config.strategy, model, backbone, bare=model is decoder)
+        hooks = PruningHooks(model, decoder, backbone, specs, layout, runner, question_free, encoder)
         self.generator: GraphGenerator | None = None
         if stock_loop and wants_graphs(config.engine, decoder):
             self.record.decide("answer", "stock loop", stock_loop)
@@ -103,6 +106,8 @@ class Attachment:
             self.patch.handles.append(whole.register_forward_pre_hook(refusals.refuse_loss, with_kwargs=True))
             if hasattr(whole, "generate"):
                 self.patch.replace(whole, "generate", partial(refusals.generate, whole, whole.generate))
+                if hooks.encoder is not None:
+                    self.patch.replace(whole, "generate", partial(hooks.encoder.generate, whole.generate))
         if whole is not None:
             hooks.generate_call.install(self.patch, whole, entry)
 

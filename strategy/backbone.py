@@ -28,6 +28,21 @@ class Span(NamedTuple):
     row_tail: int = 0
 
 
+class EncoderSpec(NamedTuple):
+    """Where a vision tower computes attention, for strategies that ask what it saw.
+
+    layers: The tower's layers, in order. query, key: Paths of a layer's modules that project all heads' queries and
+    keys. heads: How many. scale: Factor of a query's product with a key. The first token of each picture is a class
+    token; the others are its visual tokens, in order.
+    """
+
+    layers: Sequence[nn.Module]
+    query: str
+    key: str
+    heads: int
+    scale: float
+
+
 Layout = Sequence[Sequence[Span]]
 """The spans of each sample of a batch."""
 
@@ -164,6 +179,13 @@ class Backbone(ABC):
     def vision(self, model: Any) -> list[nn.Module]:
         """Return the modules that make visual tokens of pixels, none of them inside another one."""
         return []
+
+    def encoder(self, model: Any) -> EncoderSpec | None:
+        """Describe the vision tower of a model.
+
+        The default, None, means that nobody knows: strategies that ask what the tower saw are refused.
+        """
+        return None
 
     def num_template_tokens(self, model: Any, kwargs: Mapping[str, Any]) -> list[int] | None:
         """Return how many tokens of a template follow the question in each prompt of the entry's forward call.

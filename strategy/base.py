@@ -12,7 +12,23 @@ from strategy.config import VTRConfig
 from strategy.options import Options
 from strategy.plan import Facts, Grid, Plan, StageBudgets
 
-__all__ = ["Facts", "Grid", "Plan", "StageBudgets", "Strategy", "View", "mean_of"]
+__all__ = ["EncoderView", "Facts", "Grid", "Plan", "StageBudgets", "Strategy", "View", "mean_of"]
+
+
+@dataclass(frozen=True)
+class EncoderView:
+    """What a layer of the vision tower saw of the N visual tokens of G samples.
+
+    Attributes:
+        attention: What the class token of their picture pays them, after the softmax over everything it sees, float32
+            [G, heads, N].
+        keys: Their keys in that layer, [G, heads, N, head width].
+        features: The layer's output, [G, N, C], which no projector has changed.
+    """
+
+    attention: Tensor
+    keys: Tensor
+    features: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,7 @@ class View:
             same samples.
         prior: [G, heads, N], the attention that the last token of the prompt without its question pays the visual
             tokens before the first stage, for a strategy that is `question_free`; else None.
+        encoder: What the vision tower saw, for a strategy with an `encoder_layer`; else None.
     """
 
     stage: int
@@ -65,6 +82,7 @@ class View:
     top: Callable[[Tensor], Tensor]
     memo: dict[str, Tensor]
     prior: Tensor | None = None
+    encoder: EncoderView | None = None
 
     @cached_property
     def features(self) -> Tensor:
@@ -96,10 +114,13 @@ class Strategy(ABC):
     Attributes:
         options_type: The class of the strategy's own options, see `strategy.options`; `self.options` has their values.
         question_free: Whether the strategy wants `View.prior`, for which the layers before the first stage run twice.
+        encoder_layer: The layer of the vision tower that the strategy wants to see as `View.encoder`; -1 is the last
+            one. None for a strategy that does not look at the tower.
     """
 
     options_type: ClassVar[type[Options]] = Options
     question_free = False
+    encoder_layer: ClassVar[int | None] = None
 
     def __init__(self, config: VTRConfig) -> None:
         cls = type(self)

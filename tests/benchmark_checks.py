@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from matrix import runs_on
 
 import strategy
 from benchmarks import speed
@@ -82,6 +83,8 @@ def test_a_batch_is_copies_of_the_prompt_with_pixels_of_their_own(case):
 
 @pytest.mark.parametrize("name", strategy.available())
 def test_every_strategy_prunes_it_where_it_does_by_default(case, name):
+    if not runs_on(case.model, name):
+        pytest.skip("the backbone does not describe its vision tower")
     with strategy.prune(case.model, VTRConfig(strategy=name, keep_tokens=64)) as run:
         assert answered(case, batched(case, 2)).shape == (2, NEW)
         assert run.stages[-1].after < 2 * case.visual

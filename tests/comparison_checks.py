@@ -11,6 +11,7 @@ from pathlib import Path
 
 import libyaml  # noqa: F401
 import pytest
+from matrix import ENCODED
 from PIL import Image
 
 from comparison import cli, compare, look
@@ -153,6 +154,10 @@ def test_the_digest_covers_the_packages_that_the_backbone_is_built_from(asked):
 def test_look_draws_what_each_strategy_saw(asked, type_, tmp_path, capsys, name):
     picture = tmp_path / "look.png"
     words = ["--image", ROOT / asked.image, "--question", asked.question, "--output", picture]
+    if name in ENCODED and asked.model != "llava_vtr":  # the only one whose tower is described
+        with pytest.raises(SystemExit, match=f"^look: {name} looks at what the vision tower saw, but the backbone "):
+            type_(look.main, *words, "--strategy", name, "--keep_tokens", 64)
+        return
     type_(look.main, *words, "--strategy", name, "--keep_tokens", 64)
     said = capsys.readouterr().out
     assert f"{name} 64: " in said

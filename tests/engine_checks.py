@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from matrix import FULL
+from matrix import BARE, ENCODED, FULL
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -332,7 +332,7 @@ def first_layers(name: str) -> list[int]:
 
 
 # A strategy and its first layer are one value, so that each such pair meets every batch in `pairs`.
-CASES = {f"{name} at {first}": (name, first) for name in strategy.available() for first in first_layers(name)}
+CASES = {f"{name} at {first}": (name, first) for name in BARE for first in first_layers(name)}
 
 
 @pytest.mark.pairs
@@ -370,7 +370,7 @@ def test_a_pruned_run_is_the_stock_one_with_the_pruned_tokens_hidden(family, bat
     assert torch.isfinite(hidden).all()
 
 
-@pytest.mark.parametrize("name", strategy.available())
+@pytest.mark.parametrize("name", BARE)
 def test_each_sample_of_a_batch_keeps_what_it_would_keep_alone(family, batch, name):
     decoder = family.decoder("sdpa")
     config = VTRConfig(strategy=name, keep_tokens=[20, 12, 5], **STAGES)
@@ -554,7 +554,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", strategy.available())
+@pytest.mark.parametrize("name", BARE)
 def test_the_counts_are_those_of_torch(family, name, attention):
     decoder, cache = family.decoder(attention), family.cache()
     batch = make("images of different size", decoder.config.hidden_size)
@@ -824,6 +824,15 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook(family):
         with pytest.raises(ValueError, match=words):
             strategy.attach(decoder, config, backbone=family.name, layout=layout)
         assert all_hooks(decoder) == 0
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_a_strategy_that_looks_at_the_vision_tower_is_refused_where_there_is_none(family, name):
+    decoder = family.decoder("sdpa")
+    words = rf"^{name} looks at what the vision tower saw, but a bare decoder has none: choose"
+    with pytest.raises(ValueError, match=words):
+        strategy.attach(decoder, VTRConfig(strategy=name), backbone=family.name, layout=[[]])
+    assert all_hooks(decoder) == 0
 
 
 def test_an_unknown_model_is_told_what_is_known(family):

@@ -17,7 +17,7 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
-from matrix import FIRST, FULL, KINDS, NAMES, cells
+from matrix import BARE, ENCODED, FIRST, FULL, KINDS, cells, runs_on
 from torch._dynamo.exc import TorchDynamoException
 
 import strategy
@@ -131,13 +131,27 @@ def test_answers_and_records_are_those_of_the_stock_loop(asked, ran, device, nam
     same_as_the_stock_loop(asked, ran, device, name, kind)
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in FIRST])
-def test_so_they_are_for_every_strategy(asked, ran, device, name):
+def same_on_every_kind(asked: Asked, ran: Counter[str], device: str, name: str) -> None:
     for kind in (*KINDS, "text") if FULL else GRAPHED:
         if kind in asked.prompts:
             ran.clear()
             same_as_the_stock_loop(asked, ran, device, name, kind)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", [name for name in BARE if name not in FIRST])
+def test_so_they_are_for_every_strategy(asked, ran, device, name):
+    same_on_every_kind(asked, ran, device, name)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_what_looks_at_a_vision_tower_answers_so_or_is_refused_by_name(asked, ran, device, name):
+    if runs_on(asked.model, name):
+        return same_on_every_kind(asked, ran, device, name)
+    family = find_backbone(asked.model).name
+    with pytest.raises(ValueError, match=rf"^{name} looks at .*, but the backbone {family} describes none of this"):
+        strategy.attach(asked.model, config(asked, strategy=name))
+    assert not hasattr(asked.model, "_vtr_attachment")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +198,8 @@ def test_what_is_fused_can_be_traced_whole_and_answers_the_same(asked, traced, d
     # The prefill of mixed prompts is not fused.
     fused = dict.fromkeys((name, "several" if kind == "mixed" else kind) for name, kind in cells(asked.names))
     for name, prompts in fused:
+        if not runs_on(asked.model, name):
+            continue
         given = {"enabled": False} if name == "unpruned" else {"strategy": name}
         stock, told = answered(asked, prompts, engine="eager", **given)
         # What scores is counted the first time and fused the second.

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from engine_checks import LAYOUTS, STAGES, TOLERANCE, Batch, Family, first_layers, make, prefill, run_with_steps
+from matrix import BARE
 from transformers import LlamaConfig, LlamaModel
 
 import strategy
@@ -55,7 +56,7 @@ def run_on_gpu(family, batch, dtype, decoder=None, config=CONFIG):
 # Every strategy at its earliest layers: one before the first layer too, where it can.
 EARLY = [
     VTRConfig(strategy=name, keep_tokens=[20, 12, 5], **STAGES | {"prune_layer": [first, 4, 8]})
-    for name in strategy.available()
+    for name in BARE
     for first in first_layers(name)
 ]
 

@@ -13,6 +13,7 @@ import torch
 from engine_checks import STAGES, TOLERANCE, Batch, all_hooks, left_of, make, masked_oracle, merges_of, prefill
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrix import BARE
 from torch import Tensor
 
 import strategy
@@ -50,7 +51,7 @@ def drawn_configs(draw: st.DrawFn) -> VTRConfig:
     """Any knobs that fit a decoder of twelve layers."""
     layers = sorted(draw(st.sets(st.integers(1, 11), min_size=1, max_size=3)))
     budget = {"keep_tokens": st.integers(1, 80), "retain_ratio": st.floats(0.001, 1)}
-    name, method = draw(st.sampled_from(sorted(budget))), draw(st.sampled_from(strategy.available()))
+    name, method = draw(st.sampled_from(sorted(budget))), draw(st.sampled_from(BARE))
     own = {
         "clse_cutoff_ratio": draw(st.floats(0.01, 2)),
         "clse_temp": draw(st.floats(0.01, 5)),
@@ -191,7 +192,7 @@ def test_threads_that_share_a_model_do_not_mix_their_prompts(family):
         torch.testing.assert_close(mine, its, **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", strategy.available())
+@pytest.mark.parametrize("name", BARE)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_features_that_are_not_finite_are_named_and_the_model_stays_clean(family, name, value):
     decoder = family.decoder("sdpa")

@@ -14,7 +14,7 @@ from warnings import catch_warnings, filterwarnings
 
 import torch
 from fast_checks import Asked, answer, config
-from matrix import KINDS, cells
+from matrix import KINDS, cells, runs_on
 from torch import Tensor, multiprocessing
 from torch import distributed as dist
 from torch.utils._pytree import tree_map_only
@@ -51,7 +51,7 @@ def run(asked: Asked, names: Iterable[str], engine: str = "eager", kinds: Sequen
     times = 3 if engine == "graph" and asked.model.device.type == "cuda" else 1
     asked = replace(asked, prompts=tree_map_only(Tensor, there, asked.prompts))
     for name, kind in cells(names):
-        if kind not in kinds:
+        if kind not in kinds or not runs_on(asked.model, name):
             continue
         given = {"enabled": False} if name == "unpruned" else {"strategy": name}
         with strategy.prune(asked.model, config(asked, engine=engine, **given)) as record, catch_warnings():

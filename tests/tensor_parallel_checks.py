@@ -14,7 +14,7 @@ from warnings import catch_warnings, simplefilter
 import pytest
 import torch
 from fast_checks import Asked, same_means, tracing
-from matrix import FULL, KINDS, cells
+from matrix import ENCODED, FULL, KINDS, cells
 from several import Build, Ran, run, same
 from torch import Tensor
 
@@ -117,7 +117,8 @@ def fails_alone(rank: int, device: torch.device, group: Any) -> tuple[Tensor, li
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_all_ranks_keep_and_answer_what_one_process_does(parted, engine):
-    assert list(parted.whole.kept) == cells(parted.names)
+    # Left out are those that look at a tower which the backbone does not describe.
+    assert {name for name, _ in set(cells(parted.names)) - set(parted.whole.kept)} <= set(ENCODED)
     for name, kind in parted.whole.kept:
         assert bool(parted.whole.kept[name, kind]) == (name != "unpruned")
         for number, rank in enumerate(parted.ranks):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fast_checks import config
-from matrix import cells
+from matrix import ENCODED, cells
 from several import Build, run, same
 
 import strategy
@@ -56,7 +56,8 @@ def rounds(sharded: Any) -> list[tuple[Any, Sequence[str]]]:
 
 
 def test_each_rank_keeps_and_answers_what_one_process_does(sharded):
-    assert list(sharded.whole.kept) == cells(sharded.names)
+    # Left out are those that look at a tower which the backbone does not describe.
+    assert {name for name, _ in set(cells(sharded.names)) - set(sharded.whole.kept)} <= set(ENCODED)
     for name, kind in sharded.whole.kept:
         ran = [each for each, names in rounds(sharded) if name in names]
         assert ran
@@ -65,7 +66,7 @@ def test_each_rank_keeps_and_answers_what_one_process_does(sharded):
 
 def test_the_record_is_that_of_one_process(sharded):
     for ran, names in rounds(sharded):
-        assert list(ran.means) == cells(names)
+        assert list(ran.means) == [cell for cell in cells(names) if cell in sharded.whole.means]
         for which, means in ran.means.items():
             assert means | {"seconds": None} == sharded.whole.means[which] | {"seconds": None}
 

@@ -76,7 +76,9 @@ def _moved(start: int | Sequence[int], by: int) -> int | tuple[int, ...]:
 
 def graph_inputs(state: PrefillState) -> list[Tensor]:
     """Return, before the first prune, the tensors that differ between prompts with the same shapes and grids."""
-    own = [tensor for group in state.groups for tensor in (group.visual, group.text, group.question_mask)]
+    own = [
+        tensor for group in state.groups for tensor in (group.visual, group.text, group.question_mask, *group.encoder)
+    ]
     prior = [] if state.prior is None else [state.prior]
     return [state.real, state.last, state.position, *own, *state.added, *prior]
 
@@ -86,7 +88,15 @@ def with_graph_inputs(state: PrefillState, tensors: Sequence[Tensor]) -> Prefill
     rest = iter(tensors)
     real, last, position = (next(rest) for _ in range(3))
     groups = [
-        replace(group, visual=next(rest), text=next(rest), question_mask=next(rest), memo={}) for group in state.groups
+        replace(
+            group,
+            visual=next(rest),
+            text=next(rest),
+            question_mask=next(rest),
+            encoder=tuple(next(rest) for _ in group.encoder),
+            memo={},
+        )
+        for group in state.groups
     ]
     added = [next(rest) for _ in state.added]
     return PrefillState(groups, real, last, position, added=added, prior=next(rest, None))

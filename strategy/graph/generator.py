@@ -70,7 +70,7 @@ class GraphGenerator:
         self.record = self.runner.record
         self.policy = FallbackPolicy(model, decoder, mode, blocker, hooks.window, hooks.layer_hooks, self.record.decide)
         self.decoder = FusedDecoder(model, decoder, backbone, hooks.layer_hooks.specs, self.runner, self.policy)
-        self.vision = VisionGraphs(self.decoder, self.policy, self.runner.meter, backbone.size_methods)
+        self.vision = VisionGraphs(self.decoder, self.policy, self.runner.meter, backbone.size_methods, hooks.encoder)
         self.current = _Current()
 
     def install(self, patch: ModelPatch) -> None:
@@ -80,7 +80,11 @@ class GraphGenerator:
             self.record.decide("vision", "stock modules", f"the backbone {self.backbone.name} wants no graphs of them")
         for module in self.backbone.vision(self.model) if graphs else ():
             stacks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
+            seen = self.hooks.encoder and self.hooks.encoder.layer
             for block in chain.from_iterable(stacks):
+                # What hooks record inside a compiled layer would be lost.
+                if block is seen:
+                    continue
                 patch.replace(block, "forward", partial(compile_between_breaks, block.forward))
             patch.replace(module, "forward", partial(self.forward_vision, module, module.forward))
         decoder = self.decoder.decoder

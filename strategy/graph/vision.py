@@ -16,6 +16,7 @@ from strategy.graph.cuda_graphs import ProgramKey
 from strategy.graph.decoder import FusedDecoder, plain_tensors
 from strategy.graph.fallback import FallbackPolicy
 from strategy.metrics.meter import CostMeter
+from strategy.pruning.encoder import EncoderRecorder
 
 
 class VisionGraphs:
@@ -26,12 +27,19 @@ class VisionGraphs:
         policy: Says what is compiled.
         meter: Counts the operations of vision modules one by one, the first time.
         size_methods: See `Backbone.size_methods`.
+        encoder: Records what a tower sees, for strategies that want it.
     """
 
     def __init__(
-        self, decoder: FusedDecoder, policy: FallbackPolicy, meter: CostMeter, size_methods: Sequence[str]
+        self,
+        decoder: FusedDecoder,
+        policy: FallbackPolicy,
+        meter: CostMeter,
+        size_methods: Sequence[str],
+        encoder: EncoderRecorder | None,
     ) -> None:
         self.decoder, self.policy, self.meter, self.size_methods = decoder, policy, meter, size_methods
+        self.encoder = encoder
 
     def usable(self, module: nn.Module) -> bool:
         """Return whether graphs may run a module."""
@@ -54,15 +62,18 @@ class VisionGraphs:
         def program(*pixels: Tensor) -> Any:
             filled = [pixels[floats.index(at)] if at in floats else leaf for at, leaf in enumerate(leaves)]
             own_args, own_kwargs = tree_unflatten(filled, spec)
+            call = partial(stock, *own_args, **own_kwargs)
             with _caching(module, self.size_methods, known):
-                return stock(*own_args, **own_kwargs)
+                return (call(), ()) if self.encoder is None else self.encoder.record_apart(call)
 
         shapes = [(pixels.shape, pixels.dtype) for pixels in inputs]
         label = f"{type(module).__name__} of {', '.join(str(list(shape)) for shape, _ in shapes)}"
         key = ProgramKey("vision", (id(module), str(others), *shapes), label)
         graphs, wanted = self.decoder.graphs, not self.meter.counts_vision
         with plain_tensors(), self.policy.compiling("vision", graphs.device, wanted):
-            output = graphs.run(key, program, inputs, warmup=True)
+            output, seen = graphs.run(key, program, inputs, warmup=True)
+            if self.encoder is not None:
+                self.encoder.add(seen)
             return tree_map_only(Tensor, partial(broadcast_first, group=graphs.group), output)
 
 

@@ -17,6 +17,7 @@ from strategy.kernels import kv_cache
 from strategy.kernels.layer_spec import LayerSpec
 from strategy.pruning import pruned_cache, refusals
 from strategy.pruning.context import ForwardContext
+from strategy.pruning.encoder import EncoderRecorder
 from strategy.pruning.generate_call import GenerateCall
 from strategy.pruning.layer_hooks import LayerHooks
 from strategy.pruning.patch import ModelPatch
@@ -37,6 +38,7 @@ class PruningHooks:
         layout: The layout of a bare decoder's prompts; None for a whole model, whose calls show it.
         runner: Runs the stages, and writes the record.
         question_free: Runs prompts without their questions, for strategies that want it.
+        encoder: Records what the vision tower sees, for strategies that want it.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class PruningHooks:
         layout: Layout | None,
         runner: StageRunner,
         question_free: QuestionFreePass | None,
+        encoder: EncoderRecorder | None,
     ) -> None:
         self.model, self.decoder, self.backbone, self.fixed_layout = model, decoder, backbone, layout
-        self.runner, self.plan, self.question_free = runner, runner.plan, question_free
+        self.runner, self.plan, self.question_free, self.encoder = runner, runner.plan, question_free, encoder
         self.context = ForwardContext()
         self.layer_hooks = LayerHooks(decoder, backbone, specs, self.context, runner, question_free)
         self.generate_call = GenerateCall(backbone.encoder_methods)
@@ -70,6 +73,8 @@ class PruningHooks:
         patch.handles.append(self.decoder.register_forward_pre_hook(self.begin, with_kwargs=True))
         patch.handles.append(self.decoder.register_forward_hook(self.end, with_kwargs=True, always_call=True))
         self.layer_hooks.register(patch)
+        if self.encoder is not None:
+            self.encoder.register(patch)
 
     @property
     def reading(self) -> bool:
@@ -169,6 +174,8 @@ class PruningHooks:
         if visual:
             if self.question_free is not None:
                 state.prior = self.question_free.run(kwargs, layout, tokens, state.last)
+            if self.encoder is not None:
+                self.encoder.assign(state)
             self.context.pruned = state
             if self.plan:
                 # A cache with a window holds one token less than the window.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from strategy.base import Strategy, View
+from strategy.base import EncoderView, Strategy, View
 from strategy.distributed.collectives import all_gather_heads, broadcast_first
 from strategy.kernels.attention import attention_to, gather_rows
 from strategy.kernels.selection import all_finite, is_selection, select_top
@@ -181,6 +181,10 @@ class StageRunner:
             prior = state.select(group, state.prior)
             prior = prior.gather(2, positions[:, None].expand(-1, prior.shape[1], -1))
             prior = all_gather_heads(prior, self.tp_group)
+        encoder = None
+        if group.encoder:
+            seen, keys, features = (gather_rows(tensor, group.original_index) for tensor in group.encoder)
+            encoder = EncoderView(seen.transpose(1, 2), keys.transpose(1, 2), features)
         return View(
             stage=stage,
             samples=tuple(group.samples),
@@ -197,6 +201,7 @@ class StageRunner:
             keys_at=keys_at,
             attention=attention,
             prior=prior,
+            encoder=encoder,
             top=top,
             memo=group.memo,
         )

@@ -32,6 +32,8 @@ class SampleGroup:
         original_index: [G, N], the visual tokens that are left, in the numbering of the unpruned ones.
         question_mask: [G, R], which of the last R tokens of `text` are real and stand behind the visual tokens.
         memo: See `View`.
+        encoder: Attention [G, N, heads], keys [G, N, heads, head width] and features [G, N, C] of the unpruned visual
+            tokens in the vision tower, for strategies that ask for them; otherwise empty.
     """
 
     samples: list[int]
@@ -45,6 +47,7 @@ class SampleGroup:
     original_index: Tensor
     question_mask: Tensor
     memo: dict[str, Tensor] = field(default_factory=dict)
+    encoder: tuple[Tensor, ...] = ()
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -159,6 +162,7 @@ class PrefillState:
         for group in self.groups:
             group.on_grid = tuple(tensor.to(device) for tensor in group.on_grid)
             group.memo = {name: value.to(device) for name, value in group.memo.items()}
+            group.encoder = tuple(tensor.to(device) for tensor in group.encoder)
         self.gather_indices = [index.to(device) for index in self.gather_indices]
 
     def select(self, group: SampleGroup, tensor: Tensor) -> Tensor:

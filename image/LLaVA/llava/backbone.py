@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from llava.model.llava_llama import LlavaLlamaForCausalLM
 from strategy import Backbone, GreedyRequest, Layout, register_backbone
-from strategy.backbone import Generate
+from strategy.backbone import EncoderSpec, Generate
 from strategy.kernels.kv_cache import length as cache_length
 
 
@@ -137,6 +137,14 @@ class LlavaBackbone(LlamaBackbone):
 
     def vision(self, model: LlavaLlamaForCausalLM) -> list[nn.Module]:
         return [part for part in (model.model.vision_tower, model.model.mm_projector) if part is not None]
+
+    def encoder(self, model: LlavaLlamaForCausalLM) -> EncoderSpec | None:
+        if model.model.vision_tower is None:
+            return None
+        clip = model.model.vision_tower.vision_tower
+        heads, layers = clip.config.num_attention_heads, clip.vision_model.encoder.layers
+        scale = (clip.config.hidden_size // heads) ** -0.5
+        return EncoderSpec(layers, query="self_attn.q_proj", key="self_attn.k_proj", heads=heads, scale=scale)
 
 
 register_backbone(LlavaBackbone())
