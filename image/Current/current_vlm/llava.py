@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from transformers import (
+    CLIPVisionModel,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
 )
+from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from current_vlm.placeholders import Picture, PlaceholderBackbone, TiledBackbone, tiles
 from strategy import Span, register_backbone
+from strategy.backbone import EncoderSpec
 
 
 class LlavaHFBackbone(TiledBackbone):
@@ -26,6 +29,14 @@ class LlavaHFBackbone(TiledBackbone):
 
     def tile(self, config: Any) -> tuple[int, int]:
         return (vision_side(config),) * 2
+
+    def encoder(self, model: Any) -> EncoderSpec | None:
+        tower = model.model.vision_tower
+        if not isinstance(tower, CLIPVisionModel):  # only CLIP's is known to have a class token
+            return None
+        config, layers = tower.config, next(each for each in tower.modules() if isinstance(each, CLIPEncoder)).layers
+        heads, scale = config.num_attention_heads, (config.hidden_size // config.num_attention_heads) ** -0.5
+        return EncoderSpec(layers, query="self_attn.q_proj", key="self_attn.k_proj", heads=heads, scale=scale)
 
 
 class LlavaNextBackbone(PlaceholderBackbone):
