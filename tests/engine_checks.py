@@ -611,7 +611,8 @@ def test_without_a_known_closing_the_question_free_prompt_ends_behind_the_pictur
 )
 def test_what_a_strategy_returns_wrongly_is_named(family, monkeypatch, method, wrong, words):
     monkeypatch.setattr(strategy.clse.CLSE, method, wrong)
-    decoder, config = family.decoder("sdpa"), VTRConfig(keep_tokens=20, prune_layer=4)
+    budget = {"retain_ratio": 0.5} if decoder_shares(family) else {"keep_tokens": 20}
+    decoder, config = family.decoder("sdpa"), VTRConfig(**budget, prune_layer=4)
     batch = make("one image", decoder.config.hidden_size)
     with (
         pytest.raises(ValueError, match=f"^clse: {words}"),

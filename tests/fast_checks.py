@@ -122,7 +122,7 @@ def same_as_the_stock_loop(asked: Asked, ran: Counter[str], device: str, name: s
     assert torch.equal(tokens, stock)
     same_record(run, told, kind)
     assert bool(ran["prefill"]) == (kind in GRAPHED)
-    assert ran["decode"]
+    assert ran["decode"] or not told.decoded, "an answer may end with its first token"
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "text"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from views import view_of
 
@@ -447,3 +448,16 @@ def test_what_is_not_finite_is_left_to_the_engine_to_name(name, bad):
     view = view_of(features, torch.rand(1, 2, 3, 60).softmax(-1), ((1, 6, 10),), keep=12)
     kept, _ = pruned(name, view)
     assert len(set(kept[0].tolist())) == 12
+
+
+@pytest.mark.parametrize("name", available())
+def test_no_strategy_reads_a_value_on_the_host(name):
+    """In a CUDA graph that would be an error, and without one a wait; a fake tensor has no values to read."""
+    with FakeTensorMode():
+        attention = torch.rand(2, 2, 3, 60).softmax(-1)
+        view = view_of(torch.randn(2, 60, 8), attention, ((1, 6, 10),), keep=12)
+        strategy = make(name)
+        kept = strategy.select(view)
+        weights = strategy.merge(view, kept)
+    assert (kept.shape, kept.dtype) == ((2, 12), torch.int64)
+    assert weights is None or weights.shape == (2, 12, 60)
