@@ -51,6 +51,7 @@ METHODS = (
     "v2drop",
     "visionzip",
     "vispruner",
+    "scope",
     "baselines",
 )
 

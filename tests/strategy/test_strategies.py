@@ -33,6 +33,7 @@ PUBLISHED = {
     "dart": (1, None, 1),
     "visionzip": (1, None, 0),
     "vispruner": (1, None, 0),
+    "scope": (1, None, 0),
     "apet": (2, None, 0),
     "v2drop": (3, None, 1),
     "uniform": (1, None, 0),
