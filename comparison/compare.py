@@ -32,6 +32,7 @@ from comparison.cli import (
     take_options,
     unpruned_options,
 )
+from comparison.listing import ListStrategies
 from comparison.pictures import draw
 from comparison.report import Example, write
 from comparison.runs import Run, load, run_name, run_of, save, strategy_and_budget
@@ -55,6 +56,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--examples", type=int, default=1, help="pictures a strategy of what it got right, and of wrong"
     )
     parser.add_argument("--output", type=Path, default=Path("results/compare"), help="folder for runs and reports")
+    parser.add_argument(
+        "--list", nargs=0, action=ListStrategies, default=False, help="print all strategies and what they need, and end"
+    )
     add_options(parser, SET_OTHERWISE)
     return parser.parse_args(arguments)
 
