@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 import strategy
 from strategy.distributed import collectives
 
-PATIENCE = 300  # seconds that the processes may take
+PATIENCE = 30 * len(NAMES)  # seconds that the processes may take
 Build = Callable[[str], Asked]
 
 
