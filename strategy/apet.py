@@ -36,7 +36,9 @@ def approximation_error(features: Tensor, basis: int) -> Tensor:
         residual = residual - (residual * axis).sum(-1, keepdim=True) * axis
         nearest = torch.minimum(nearest, (features - token).norm(dim=-1))
         best = first_maximum(nearest)
-    return residual.norm(dim=-1)
+    # Rounding must not choose among tokens that the basis spans, its own among them.
+    error = residual.norm(dim=-1)
+    return error.masked_fill(error <= EPS * features.norm(dim=-1), 0)
 
 
 @dataclass(frozen=True, init=False)

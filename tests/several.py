@@ -14,7 +14,7 @@ from warnings import catch_warnings, filterwarnings
 
 import torch
 from fast_checks import Asked, answer, config
-from matrix import KINDS, cells, runs_on
+from matrix import KINDS, NAMES, cells, runs_on
 from torch import Tensor, multiprocessing
 from torch import distributed as dist
 from torch.utils._pytree import tree_map_only
