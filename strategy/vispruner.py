@@ -55,7 +55,8 @@ class VisPruner(Strategy):
 
     One stage before the first layer, 192 tokens. Attention and features are those of the second last layer of the
     vision tower, the former as the mean over heads. The rest takes part in falling order of its attention, as in the
-    published code. No question is needed. Pictures of one prompt share the budget.
+    published code. No question is needed. Pictures of one prompt share the budget. One swap of neighbours in that
+    order changes all turns that follow, so that which of tokens that are alike stay turns on rounding.
     """
 
     options_type = VisPrunerOptions
