@@ -40,7 +40,7 @@ class Wrapper:
     task: what it is asked; stock: the model it extends, if any; cell: the pixels of a visual token's side.
     places: what stands for the first and the second picture in a question; interleave: what lets it stand there.
     rightly: options at which the pruned checkpoint answers rightly, where it does not at the published ones.
-    more: arguments that the model needs to answer questions of the task.
+    always: options that are always given.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Wrapper:
     places: tuple[str, str] = ("<image>", "<image>")
     interleave: str = ""
     rightly: str = ""
-    more: str = ""
+    always: str = ""
 
     def load(self, knobs, name=None, **options):
-        arguments = f"pretrained={self.checkpoint},device=cpu,{knobs}{self.more}"
+        arguments = f"pretrained={self.checkpoint},device=cpu,{knobs}{self.always}"
         return get_model(name or self.name, **options).create_from_arg_string(arguments)
 
     @property

@@ -11,7 +11,9 @@ from qwen_lmms_checks import qwen
 
 @pytest.fixture(scope="module")
 def wrapper() -> Wrapper:
-    return replace(qwen("qwen3_5_vtr", "qwen3_5", "shapes-qwen3_5", 32), more=",enable_thinking=False")
+    return replace(
+        qwen("qwen3_5_vtr", "qwen3_5", "shapes-qwen3_5", 32), always=",enable_thinking=False,min_pixels=50176"
+    )
 
 
 def test_pruned_answers_are_right(wrapper):
@@ -23,7 +25,7 @@ def test_pruned_answers_are_right(wrapper):
 
 
 def test_an_answer_without_the_end_of_its_thoughts_is_empty_and_said_so(wrapper):
-    lm = replace(wrapper, more="").load("enabled=False", force_simple=True)
+    lm = replace(wrapper, always="").load("enabled=False", force_simple=True)
     row = wrapper.questions[0]
     with pytest.warns(UserWarning, match="leaves nothing of an answer that holds no </think>: raise max_new_tokens"):
         answers, _ = ask(lm, [Question([row["image"]], question=row["question"])])

@@ -1,5 +1,7 @@
 """Questions of any kind, asked through lmms-eval."""
 
+from dataclasses import replace
+
 import pytest
 from lmms_checks import Wrapper
 from question_checks import *  # noqa: F403
@@ -9,4 +11,5 @@ from qwen_question_checks import *  # noqa: F403
 
 @pytest.fixture(scope="module")
 def wrapper() -> Wrapper:
-    return qwen("qwen3_vl_vtr", "qwen3_vl", "shapes-qwen3", 32)
+    # Else small pictures and the frames of videos would be enlarged to 256 tokens each.
+    return replace(qwen("qwen3_vl_vtr", "qwen3_vl", "shapes-qwen3", 32), always=",min_pixels=50176")
