@@ -168,7 +168,7 @@ def lint(session: nox.Session) -> None:
 def quick(session: nox.Session) -> None:
     """Check style and types, and run the tests that take a few minutes."""
     session.notify("lint")
-    session.notify("strategy")
+    session.notify("strategy", ["-m", "not processes"])
     session.notify("llava", [*PYTEST, *(f"tests/llava/test_{name}.py" for name in QUICK)])
 
 
