@@ -11,9 +11,7 @@ from qwen_lmms_checks import qwen
 
 @pytest.fixture(scope="module")
 def wrapper() -> Wrapper:
-    return replace(
-        qwen("qwen3_5_vtr", "qwen3_5", "shapes-qwen3_5", 32), always=",enable_thinking=False,min_pixels=50176"
-    )
+    return replace(qwen("qwen3_5_vtr", "qwen3_5", "shapes-qwen3_5", 32), always=",enable_thinking=False")
 
 
 def test_pruned_answers_are_right(wrapper):
