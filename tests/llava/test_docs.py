@@ -112,10 +112,10 @@ def test_documented_python_runs_and_its_strategy_prunes(monkeypatch, capsys):
         strategy.VTRConfig(head_choice="max")
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2", "qwen3", "video"])
+@pytest.mark.parametrize("name", ["llava", "qwen2", "qwen3", "qwen3_5", "video"])
 def test_the_documented_training_is_understood(monkeypatch, name):
-    [words] = [words for _, words in COMMANDS if any(f"train_{name}" in word for word in words)]
-    start = next(i for i, word in enumerate(words) if f"train_{name}" in word)
+    [words] = [words for _, words in COMMANDS if any(f"train_{name}.py" in word for word in words)]
+    start = next(i for i, word in enumerate(words) if f"train_{name}.py" in word)
     assert (ROOT / words[start]).is_file()
     monkeypatch.setattr(sys, "argv", words[start:])
     assert str(training.options("").out) == f"/tmp/shapes-{name}/checkpoint"
