@@ -49,6 +49,24 @@ DECODER = {
 }
 
 
+SIDE = 24  # of a table of position codes, which is stretched over each picture
+CODED_TOWER = {
+    "depth": 5,
+    "hidden_size": 80,
+    "intermediate_size": 256,
+    "num_heads": 5,
+    "out_hidden_size": DECODER["hidden_size"],
+    "num_position_embeddings": SIDE**2,
+}
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+def set_position_codes(tower: Any) -> None:
+    """Write sines into a tower's table: left random, codes hardly come to tell it where in the picture a patch lies."""
+    codes = tower.pos_embed.weight
+    codes.data.copy_(training.sine_positions((SIDE, SIDE), codes.shape[1]))
+
+
 def build(kind: type, config: type, tokenizer: Any, decoder: dict[str, Any], tower: dict[str, Any]) -> Any:
     """An untrained model; decoder, tower: what its family says of them beyond DECODER."""
     special = {"bos": PAD, "eos": OVER, "pad": PAD}

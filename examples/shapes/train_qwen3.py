@@ -18,31 +18,21 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_
 import qwen_student as qwen
 import training
 
-SIDE = 24  # of the table of position codes, which is stretched over each picture
 ROTARY = {
     "head_dim": 32,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [6, 5, 5]},
 }
-TOWER = {
-    "depth": 5,
-    "hidden_size": 80,
-    "intermediate_size": 256,
-    "num_heads": 5,
-    "out_hidden_size": qwen.DECODER["hidden_size"],
-    "num_position_embeddings": SIDE**2,
-    "deepstack_visual_indexes": [1, 2, 4],
-}
+TOWER = qwen.CODED_TOWER | {"deepstack_visual_indexes": [1, 2, 4]}
 
 
 def load_processor(folder: Path) -> Qwen3VLProcessor:
     """The run's processor; its tokeniser is trained when it first starts."""
     files = qwen.train_tokenizer(folder)
     tokenizer = Qwen2Tokenizer(vocab=files["vocab.json"], merges=files["merges.txt"], **qwen.TOKENIZER)
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return Qwen3VLProcessor(
-        Qwen2VLImageProcessorFast(patch_size=16, **half),
+        Qwen2VLImageProcessorFast(patch_size=16, **qwen.HALF),
         tokenizer,
-        Qwen3VLVideoProcessor(**half),
+        Qwen3VLVideoProcessor(**qwen.HALF),
         chat_template=qwen.CHAT_TEMPLATE,
     )
 
@@ -54,9 +44,7 @@ class Qwen3Student(qwen.QwenStudent):
 
     def __init__(self, processor: Qwen3VLProcessor) -> None:
         model = qwen.build(Qwen3VLForConditionalGeneration, Qwen3VLConfig, processor.tokenizer, ROTARY, TOWER)
-        positions = model.model.visual.pos_embed.weight
-        # Left random, position codes hardly come to tell the tower where in the picture a patch lies.
-        positions.data.copy_(training.sine_positions((SIDE, SIDE), positions.shape[1]))
+        qwen.set_position_codes(model.model.visual)
         super().__init__(model, processor, apply_rotary_pos_emb_vision)
 
     def features(self, output: Any) -> Tensor:

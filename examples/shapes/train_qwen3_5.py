@@ -18,7 +18,6 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import apply_rotary_pos_emb_vi
 import qwen_student as qwen
 import training
 
-SIDE = 24  # of the table of position codes, which is stretched over each picture
 # As in the published models three linear layers precede each one of attention, half of whose channels rotate.
 DECODER = {
     "num_hidden_layers": 16,
@@ -36,25 +35,16 @@ DECODER = {
         "partial_rotary_factor": 0.5,
     },
 }
-TOWER = {
-    "depth": 5,
-    "hidden_size": 80,
-    "intermediate_size": 256,
-    "num_heads": 5,
-    "out_hidden_size": qwen.DECODER["hidden_size"],
-    "num_position_embeddings": SIDE**2,
-}
 
 
 def load_processor(folder: Path) -> Qwen3VLProcessor:
     """The run's processor; its tokeniser is trained when it first starts."""
     files = qwen.train_tokenizer(folder)
     tokenizer = Qwen3_5Tokenizer(vocab=files["vocab.json"], merges=files["merges.txt"], **qwen.TOKENIZER)
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return Qwen3VLProcessor(
-        Qwen2VLImageProcessor(patch_size=16, **half),
+        Qwen2VLImageProcessor(patch_size=16, **qwen.HALF),
         tokenizer,
-        Qwen3VLVideoProcessor(**half),
+        Qwen3VLVideoProcessor(**qwen.HALF),
         chat_template=qwen.CHAT_TEMPLATE,
     )
 
@@ -68,10 +58,10 @@ class Qwen35Student(qwen.QwenStudent):
     visual_width = qwen.DECODER["hidden_size"]
 
     def __init__(self, processor: Qwen3VLProcessor) -> None:
-        model = qwen.build(Qwen3_5ForConditionalGeneration, Qwen3_5Config, processor.tokenizer, DECODER, TOWER)
-        positions = model.model.visual.pos_embed.weight
-        # Left random, position codes hardly come to tell the tower where in the picture a patch lies.
-        positions.data.copy_(training.sine_positions((SIDE, SIDE), positions.shape[1]))
+        model = qwen.build(
+            Qwen3_5ForConditionalGeneration, Qwen3_5Config, processor.tokenizer, DECODER, qwen.CODED_TOWER
+        )
+        qwen.set_position_codes(model.model.visual)
         super().__init__(model, processor, apply_rotary_pos_emb_vision)
 
     def features(self, output: Any) -> Tensor:
