@@ -5,6 +5,8 @@ import re
 import sys
 from typing import Any
 
+from pytablewriter import SpaceAlignedTableWriter
+
 import strategy
 from strategy import Facts, VTRConfig, registry
 
@@ -48,5 +50,6 @@ def strategy_lines() -> list[str]:
             for separator, numbers in ((", ", plan.layers), ("/", plan.kept(FACTS.nominal_tokens)))
         )
         rows.append((name, layers, kept, paper[1] if paper else "-", needs_of(name)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    # The writer parses numbers otherwise, and centres a header of its own.
+    writer = SpaceAlignedTableWriter(value_matrix=rows, type_hints=["String"] * len(rows[0]))
+    return [line.rstrip() for line in writer.dumps().splitlines()]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from strategy.base import Strategy, View, mean_of
-from strategy.kernels.selection import first_maximum
+from strategy.kernels.selection import first_maximum, most_alike
 from strategy.options import Options, count, option
 from strategy.plan import Facts, Plan
 from strategy.registry import register
@@ -68,7 +68,4 @@ class ApET(Strategy):
         return approximation_error(view.features.float(), self.options.basis_token_num)
 
     def merge(self, view: View, kept: Tensor) -> Tensor:
-        unit = normalize(view.features.float(), dim=-1)
-        likeness = unit @ unit.take_along_dim(kept[..., None], 1).transpose(1, 2)
-        into = kept.gather(1, first_maximum(likeness.flatten(0, 1)).view(kept.shape[0], -1))
-        return mean_of(into.scatter(1, kept, kept), kept)
+        return mean_of(most_alike(view.features, kept).scatter(1, kept, kept), kept)

@@ -32,15 +32,13 @@ class EncoderSpec(NamedTuple):
     """Where a vision tower computes attention, for strategies that ask what it saw.
 
     layers: The tower's layers, in order. query, key: Paths of a layer's modules that project all heads' queries and
-    keys. heads: How many. scale: Factor of a query's product with a key. The first token of each picture is a class
-    token; the others are its visual tokens, in order.
+    keys. heads: How many. The first token of each picture is a class token; the others are its visual tokens, in order.
     """
 
     layers: Sequence[nn.Module]
     query: str
     key: str
     heads: int
-    scale: float
 
 
 Layout = Sequence[Sequence[Span]]

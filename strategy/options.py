@@ -106,6 +106,13 @@ def _number(value: Any) -> float:
     return number
 
 
+def _number_or_nan(value: Any) -> float:
+    try:
+        return _number(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
 def numbers(
     allowed: str, test: Callable[[float], bool], whole: bool, increasing: bool = False, single: bool = False
 ) -> Read:
@@ -144,10 +151,7 @@ def between(low: float, high: float) -> Read:
     """Return a reader of one number from `low` to `high`."""
 
     def read(name: str, value: Any) -> float:
-        try:
-            number = _number(value)
-        except (TypeError, ValueError):
-            number = math.nan
+        number = _number_or_nan(value)
         if not low <= number <= high:
             raise ValueError(f"{name}={value!r}: allowed is a number from {low:g} to {high:g}")
         return number
@@ -157,21 +161,15 @@ def between(low: float, high: float) -> Read:
 
 def count(name: str, value: Any) -> int:
     """Read a whole number from 1 up."""
-    try:
-        number = _number(value)
-    except (TypeError, ValueError):
-        number = 0.0
-    if number < 1 or number % 1:
+    number = _number_or_nan(value)
+    if not number >= 1 or number % 1:
         raise ValueError(f"{name}={value!r}: allowed is a whole number from 1 up")
     return int(number)
 
 
 def positive(name: str, value: Any) -> float:
     """Read a positive number from 1e-6 to 1e6."""
-    try:
-        number = _number(value)
-    except (TypeError, ValueError):
-        number = 0.0
+    number = _number_or_nan(value)
     # Beyond these bounds float32 makes zeros and infinities of what is divided by the number.
     if not 1e-6 <= number <= 1e6:
         raise ValueError(f"{name}={value!r}: allowed is a number above 0, from 1e-6 to 1e6")

@@ -4,6 +4,7 @@ import bisect
 import itertools
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Grid = tuple[int, int, int]
@@ -30,6 +31,13 @@ class Facts:
     video: bool = False
     pair_cost: float = 0.0
     attention_layers: tuple[int, ...] | None = None
+
+    def as_deep(self, layers: Sequence[int], depth: int) -> tuple[int, ...]:
+        """Return the layers as deep a share of this decoder as some are of `depth`, from 1 on and each a later one."""
+        found: list[int] = []
+        for layer in layers:
+            found.append(max((found[-1] if found else 0) + 1, round(layer * self.depth / depth)))
+        return tuple(found)
 
     def nearest_stages(self, layers: tuple[int, ...]) -> tuple[int, ...]:
         """Return the layers to prune at that are nearest to some, and have attention to rank by just before them.

@@ -71,11 +71,7 @@ class SparseVLM(Strategy):
     """
 
     def plan(self, facts: Facts) -> Plan:
-        budget, layers = self.budget(tokens=192), self.config.prune_layer
-        if layers is None:
-            first, second, third = (round(layer * facts.depth / DEPTH) for layer in LAYERS)
-            first, second = max(1, first), max(2, second)
-            layers = self.prune_layers(facts, (first, max(first + 1, second), max(second + 1, third)))
+        budget, layers = self.budget(tokens=192), self.prune_layers(facts, facts.as_deep(LAYERS, DEPTH))
         row = PUBLISHED.get(budget.tokens[0]) if budget.tokens and len(budget.tokens) == 1 else None
         unit = facts.nominal_tokens if facts.own_size else 1
         budget = replace(budget, weights=WEIGHTS, stages=row and tuple(kept / unit for kept in row))

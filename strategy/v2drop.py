@@ -24,11 +24,7 @@ class V2Drop(Strategy):
     """
 
     def plan(self, facts: Facts) -> Plan:
-        layers = self.config.prune_layer
-        if layers is None:
-            first, second, third = (round(layer * facts.depth / DEPTH) for layer in LAYERS)
-            first, second = max(1, first), max(2, second)
-            layers = (first, max(first + 1, second), max(second + 1, third))
+        layers = self.config.prune_layer or facts.as_deep(LAYERS, DEPTH)
         budget = replace(self.budget(tokens=BUDGET), weights=tuple(kept / BUDGET for kept in PUBLISHED))
         return Plan.resolve(layers, None, budget, facts)
 

@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from strategy.base import Strategy, View
-from strategy.kernels.selection import first_maximum, positions_of, select_top
+from strategy.kernels.selection import most_alike, positions_of, select_top
 from strategy.plan import Facts, Plan
 from strategy.registry import register
 
@@ -53,10 +52,8 @@ class VisionZip(Strategy):
         if into is None:
             return None
         assert view.encoder is not None
-        keys = normalize(view.encoder.keys.float().mean(1), dim=-1)
-        likeness = keys @ keys.take_along_dim(into[..., None], 1).transpose(1, 2)
-        nearest = into.gather(1, first_maximum(likeness.flatten(0, 1)).view(len(kept), -1))
-        itself = torch.arange(keys.shape[1], device=kept.device) == kept[..., None]
+        nearest = most_alike(view.encoder.keys.float().mean(1), into)
+        itself = torch.arange(nearest.shape[1], device=kept.device) == kept[..., None]
         merged = (nearest[:, None] == kept[..., None]) & ~itself.any(1, keepdim=True)
         count = merged.sum(-1, keepdim=True)
         return torch.where(count > 0, (itself + merged / count.clamp(min=1)) / 2, itself.float())

@@ -58,13 +58,18 @@ CODED_TOWER = {
     "out_hidden_size": DECODER["hidden_size"],
     "num_position_embeddings": SIDE**2,
 }
-HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def set_position_codes(tower: Any) -> None:
     """Write sines into a tower's table: left random, codes hardly come to tell it where in the picture a patch lies."""
     codes = tower.pos_embed.weight
     codes.data.copy_(training.sine_positions((SIDE, SIDE), codes.shape[1]))
+
+
+def coded_processor(kind: type, images: type, tokenizer: Any, videos: type) -> Any:
+    """The processor of a model with such a tower."""
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    return kind(images(patch_size=16, **half), tokenizer, videos(**half), chat_template=CHAT_TEMPLATE)
 
 
 def build(kind: type, config: type, tokenizer: Any, decoder: dict[str, Any], tower: dict[str, Any]) -> Any:
@@ -157,9 +162,9 @@ class QwenStudent(training.Student):
     def features(self, output: Any) -> Tensor:
         """What the tower's output gives the decoder, [B * N, visual_width]."""
 
-    @abstractmethod
     def show(self, shown: Tensor, before: int, length: int) -> tuple[Tensor, dict[str, Any]]:
         """The embeddings [B, K, C] of the features shown, and further arguments of the decoder."""
+        return shown, {}
 
     def encode(self, pictures: Tensor) -> Tensor:
         pixels = visual_patches((pictures - self.image_mean) / self.image_std, self.patch)

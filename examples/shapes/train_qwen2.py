@@ -1,7 +1,6 @@
 """Train `shapes-qwen2` from scratch and write it in the format of stock transformers."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +57,6 @@ class Qwen2Student(qwen.QwenStudent):
 
     def features(self, output: Tensor) -> Tensor:
         return output
-
-    def show(self, shown: Tensor, before: int, length: int) -> tuple[Tensor, dict[str, Any]]:
-        return shown, {}
 
 
 def main() -> None:

@@ -29,12 +29,7 @@ def load_processor(folder: Path) -> Qwen3VLProcessor:
     """The run's processor; its tokeniser is trained when it first starts."""
     files = qwen.train_tokenizer(folder)
     tokenizer = Qwen2Tokenizer(vocab=files["vocab.json"], merges=files["merges.txt"], **qwen.TOKENIZER)
-    return Qwen3VLProcessor(
-        Qwen2VLImageProcessorFast(patch_size=16, **qwen.HALF),
-        tokenizer,
-        Qwen3VLVideoProcessor(**qwen.HALF),
-        chat_template=qwen.CHAT_TEMPLATE,
-    )
+    return qwen.coded_processor(Qwen3VLProcessor, Qwen2VLImageProcessorFast, tokenizer, Qwen3VLVideoProcessor)
 
 
 class Qwen3Student(qwen.QwenStudent):

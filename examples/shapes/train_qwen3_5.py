@@ -41,12 +41,7 @@ def load_processor(folder: Path) -> Qwen3VLProcessor:
     """The run's processor; its tokeniser is trained when it first starts."""
     files = qwen.train_tokenizer(folder)
     tokenizer = Qwen3_5Tokenizer(vocab=files["vocab.json"], merges=files["merges.txt"], **qwen.TOKENIZER)
-    return Qwen3VLProcessor(
-        Qwen2VLImageProcessor(patch_size=16, **qwen.HALF),
-        tokenizer,
-        Qwen3VLVideoProcessor(**qwen.HALF),
-        chat_template=qwen.CHAT_TEMPLATE,
-    )
+    return qwen.coded_processor(Qwen3VLProcessor, Qwen2VLImageProcessor, tokenizer, Qwen3VLVideoProcessor)
 
 
 class Qwen35Student(qwen.QwenStudent):
@@ -66,9 +61,6 @@ class Qwen35Student(qwen.QwenStudent):
 
     def features(self, output: Any) -> Tensor:
         return output.pooler_output
-
-    def show(self, shown: Tensor, before: int, length: int) -> tuple[Tensor, dict[str, Any]]:
-        return shown, {}
 
     def mask(self, text: training.Packed, before: int) -> None:
         return None  # what pads a question lies behind it

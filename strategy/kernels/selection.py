@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from strategy.kernels.compile import compilable, is_compiling
 
@@ -34,10 +35,22 @@ def positions_of(mask: Tensor, count: int) -> Tensor:
 
 
 def first_maximum(values: Tensor) -> Tensor:
-    """Return the position [G, 1] of the greatest of each row of values [G, N], of equal ones the first."""
+    """Return the position [..., 1] of the greatest of each row of values [..., N], of equal ones the first."""
     # argmax may return any of equal maxima, and devices differ.
-    at = torch.arange(values.shape[1], device=values.device)
+    at = torch.arange(values.shape[-1], device=values.device)
     return at.where(values == values.amax(-1, keepdim=True), len(at) - 1).amin(-1, keepdim=True)
+
+
+def most_alike(features: Tensor, targets: Tensor) -> Tensor:
+    """Return for each token the target that is most like it by cosine, of equal ones the first, [G, N].
+
+    Args:
+        features: [G, N, C].
+        targets: The tokens to choose from, [G, M].
+    """
+    unit = normalize(features.float(), dim=-1)
+    likeness = unit @ unit.take_along_dim(targets[..., None], 1).transpose(1, 2)
+    return targets.gather(1, first_maximum(likeness)[..., 0])
 
 
 @compilable

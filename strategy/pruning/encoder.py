@@ -61,7 +61,9 @@ class EncoderRecorder:
         self.current = _Current()
 
     @classmethod
-    def of(cls, number: int | None, strategy: str, model: nn.Module, backbone: Backbone, bare: bool) -> Any:
+    def of(
+        cls, number: int | None, strategy: str, model: nn.Module, backbone: Backbone, bare: bool
+    ) -> EncoderRecorder | None:
         """Return a recorder for a strategy's layer; None for a strategy that asks for none.
 
         Raises:
@@ -128,8 +130,8 @@ class EncoderRecorder:
         joined = [torch.cat(tensors) for tensors in zip(*calls, strict=True)]
         for group in state.groups:
             first = torch.tensor([[starts[sample]] for sample in group.samples])
-            at = first + torch.arange(group.num_visual)
-            group.encoder = tuple(tensor[at.to(tensor.device)].to(state.real.device) for tensor in joined)
+            at = (first + torch.arange(group.num_visual)).to(joined[0].device)
+            group.encoder = tuple(tensor[at].to(state.real.device) for tensor in joined)
         self.current.used = True
 
     def _calls_for(self, counts: Sequence[int]) -> tuple[Sequence[EncoderStates], int]:
@@ -162,7 +164,7 @@ class EncoderRecorder:
         assert keys is not None
         with torch.no_grad():
             query, key = (tensor.unflatten(-1, (self.spec.heads, -1)) for tensor in (queries, keys))
-            logits = torch.einsum("prhd,plhd->plh", query.float(), key.float()) * self.spec.scale
+            logits = torch.einsum("prhd,plhd->plh", query.float(), key.float()) * key.shape[-1] ** -0.5
             attention = logits.softmax(dim=1)
             states = EncoderStates(*(tensor[:, 1:].flatten(0, 1) for tensor in (attention, key, hidden)))
         if current.apart is None:

@@ -3,36 +3,17 @@
 import pytest
 import torch
 from current_models import FAMILIES
+from encoder_checks import *  # noqa: F403
 from matrix import ENCODED, runs_on
 
 import strategy
 from strategy import VTRConfig
-from strategy.base import Strategy
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """What a strategy called `looks` sees, which then keeps the first tokens."""
-    views = []
-
-    class Looks(Strategy):
-        encoder_layer = -2
-
-        def plan(self, facts):
-            return strategy.registry.get("uniform").plan(self, facts)
-
-        def score(self, view):
-            views.append(view)
-            return torch.zeros(view.visual.shape)
-
-    monkeypatch.setitem(strategy.registry._strategies, "looks", Looks)
-    return views
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("kind", ["one", "several", "batch"])
-def test_each_sample_is_given_its_own_pictures(seen, kind, beams):
+def test_each_sample_is_given_its_own_pictures(looks, kind, beams):
     family = FAMILIES["llava_hf"]
     model, prompts = family.model("eager"), family.of(kind)
     tower = model.model.vision_tower
@@ -40,9 +21,9 @@ def test_each_sample_is_given_its_own_pictures(seen, kind, beams):
     attention, features = stock.attentions[-2][:, :, 0, 1:], stock.hidden_states[-2][:, 1:]
     with strategy.prune(model, VTRConfig(strategy="looks", keep_tokens=20)):
         for _ in range(2):
-            seen.clear()
+            looks.clear()
             model.generate(**prompts.call, max_new_tokens=2, do_sample=False, num_beams=beams)
-            found = {sample: (view, row) for view in seen for row, sample in enumerate(view.samples)}
+            found = {sample: (view, row) for view in looks for row, sample in enumerate(view.samples)}
             pictures = [len(grids) for grids in prompts.grids for _ in range(beams)]
             assert sorted(found) == [sample for sample, count in enumerate(pictures) if count]
             for sample, (view, row) in found.items():

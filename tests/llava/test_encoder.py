@@ -5,35 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from encoder_checks import *  # noqa: F403
 from test_fast import small
 
 import strategy
 from strategy import VTRConfig
-from strategy.base import EncoderView, Strategy
+from strategy.base import EncoderView
 
 
 @pytest.fixture(scope="module")
 def asked():
     return small("cpu")
-
-
-@pytest.fixture
-def looks(monkeypatch):
-    """A strategy that keeps what it sees, and then the first tokens."""
-    seen = []
-
-    class Looks(Strategy):
-        encoder_layer = -2
-
-        def plan(self, facts):
-            return strategy.registry.get("uniform").plan(self, facts)
-
-        def score(self, view):
-            seen.append((view.samples, view.encoder))
-            return torch.zeros(view.visual.shape)
-
-    monkeypatch.setitem(strategy.registry._strategies, "looks", Looks)
-    return seen
 
 
 def stock(asked, pixels) -> EncoderView:
@@ -70,12 +52,12 @@ def test_each_sample_is_given_its_own_pictures(asked, looks, kind, engine):
         for _ in range(2):
             looks.clear()
             asked.model.generate(**prompts, max_new_tokens=2, do_sample=False)
-            assert sorted(sample for samples, _ in looks for sample in samples) == [
+            assert sorted(sample for view in looks for sample in view.samples) == [
                 sample for sample, own in enumerate(pictures) if own
             ]
-            for samples, own in looks:
-                for row, sample in enumerate(samples):
-                    alone = EncoderView(*(getattr(own, name)[row : row + 1] for name in vars(own)))
+            for view in looks:
+                for row, sample in enumerate(view.samples):
+                    alone = EncoderView(*(tensor[row : row + 1] for tensor in vars(view.encoder).values()))
                     same(alone, pick(expected, pictures[sample]))
 
 
@@ -84,9 +66,9 @@ def test_beams_see_the_pictures_of_their_prompt(asked, looks):
     expected = stock(asked, prompts["images"])
     with strategy.prune(asked.model, VTRConfig(strategy="looks", keep_tokens=64)):
         asked.model.generate(**prompts, max_new_tokens=2, num_beams=2, do_sample=False)
-        [(samples, own)] = looks
-        assert samples == tuple(range(6))
-        same(own, EncoderView(*(tensor.repeat_interleave(2, 0) for tensor in vars(expected).values())))
+        [view] = looks
+        assert view.samples == tuple(range(6))
+        same(view.encoder, EncoderView(*(tensor.repeat_interleave(2, 0) for tensor in vars(expected).values())))
 
 
 @torch.no_grad()
@@ -98,7 +80,7 @@ def test_prompts_may_be_prefilled_again_without_encoding_their_pictures_again(as
         given = dict(zip(("inputs_embeds", "attention_mask", "visual_layout"), parts, strict=True))
         for _ in range(2):
             asked.model(**given)
-            same(looks[-1][1], expected)
+            same(looks[-1].encoder, expected)
     assert len(looks) == 2
 
 
@@ -108,7 +90,7 @@ def test_later_stages_see_what_is_left(asked, looks):
     with strategy.prune(asked.model, VTRConfig(strategy="looks", **config)):
         asked.model.generate(**prompts, max_new_tokens=2, do_sample=False)
     first = EncoderView(expected.attention[:, :, :100], expected.keys[:, :, :100], expected.features[:, :100])
-    same(looks[1][1], first)
+    same(looks[1].encoder, first)
 
 
 def test_what_a_failed_call_left_is_not_taken_for_another_prompts(asked, looks):
@@ -118,13 +100,13 @@ def test_what_a_failed_call_left_is_not_taken_for_another_prompts(asked, looks):
         for _ in range(2):
             asked.model.encode_images(pixels.flip(-1))
         asked.model.generate(**prompts, max_new_tokens=2, do_sample=False)
-        same(looks[-1][1], stock(asked, pixels))
+        same(looks[-1].encoder, stock(asked, pixels))
         # By hand, several prompts may be encoded before they are prefilled.
         for _ in range(2):
             asked.model.encode_images(pixels.flip(-1))
         with torch.no_grad():
             asked.model(prompts["inputs"], images=pixels)
-        same(looks[-1][1], stock(asked, pixels))
+        same(looks[-1].encoder, stock(asked, pixels))
 
 
 def test_prompts_whose_pictures_were_not_encoded_are_refused(asked, looks):
@@ -155,7 +137,7 @@ def test_threads_see_their_own_pictures(asked, looks):
     with strategy.prune(asked.model, VTRConfig(strategy="looks", keep_tokens=64)), ThreadPoolExecutor(2) as pool:
         list(pool.map(answer, range(2)))
     expected = stock(asked, pixels)
-    sums = sorted(own.features.sum().item() for _, own in looks)
+    sums = sorted(view.encoder.features.sum().item() for view in looks)
     assert sums == pytest.approx(sorted(expected.features[n].sum().item() for n in range(2)))
 
 

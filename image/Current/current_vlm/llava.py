@@ -34,9 +34,9 @@ class LlavaHFBackbone(TiledBackbone):
         tower = model.model.vision_tower
         if not isinstance(tower, CLIPVisionModel):  # only CLIP's is known to have a class token
             return None
-        config, layers = tower.config, next(each for each in tower.modules() if isinstance(each, CLIPEncoder)).layers
-        heads, scale = config.num_attention_heads, (config.hidden_size // config.num_attention_heads) ** -0.5
-        return EncoderSpec(layers, query="self_attn.q_proj", key="self_attn.k_proj", heads=heads, scale=scale)
+        layers = next(each for each in tower.modules() if isinstance(each, CLIPEncoder)).layers
+        heads = tower.config.num_attention_heads
+        return EncoderSpec(layers, query="self_attn.q_proj", key="self_attn.k_proj", heads=heads)
 
 
 class LlavaNextBackbone(PlaceholderBackbone):

@@ -142,9 +142,8 @@ class LlavaBackbone(LlamaBackbone):
         if model.model.vision_tower is None:
             return None
         clip = model.model.vision_tower.vision_tower
-        heads, layers = clip.config.num_attention_heads, clip.vision_model.encoder.layers
-        scale = (clip.config.hidden_size // heads) ** -0.5
-        return EncoderSpec(layers, query="self_attn.q_proj", key="self_attn.k_proj", heads=heads, scale=scale)
+        layers, heads = clip.vision_model.encoder.layers, clip.config.num_attention_heads
+        return EncoderSpec(layers, query="self_attn.q_proj", key="self_attn.k_proj", heads=heads)
 
 
 register_backbone(LlavaBackbone())
