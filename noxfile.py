@@ -50,6 +50,9 @@ BACKBONES = {
 }
 
 VIDEO = "video/Video-LLaVA"
+VLLM = "serving/vllm"
+# Model Runner V2 without a GPU: see serving/vllm/without_gpu.
+ON_CPU = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 DEMO = ("--budgets", "192,128,64", "--output", "results/demo")
 COMMANDS = ("compare", "look")  # of the package comparison, told which model and weights
 SPEED = "speed"  # the benchmark, told which backbone
@@ -57,7 +60,7 @@ SPEED = "speed"  # the benchmark, told which backbone
 PYTEST = ("pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 QUICK = ("engine", "hostile", "model")  # the tests of one backbone that start no process
 
-nox.options.sessions = ["lint", "strategy", *BACKBONES, "video"]
+nox.options.sessions = ["lint", "strategy", *BACKBONES, "video", "vllm"]
 
 
 def own_packages(folder: str) -> dict[str, str]:
@@ -148,6 +151,17 @@ def video(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def vllm(session: nox.Session) -> None:
+    """Test the plug-in of vLLM on the CPU, or run the command after `--` where vLLM runs on the CPU."""
+    install(session, VLLM)
+    session.env.update(ON_CPU)
+    if session.posargs and not session.posargs[0].startswith("-"):
+        session.run(*session.posargs, external=True)
+    else:
+        check(session, "tests/vllm", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def strategy(session: nox.Session) -> None:
     """Test the package `strategy` with nothing but torch, and the tables and reports of `comparison`."""
     install(session, ".")
@@ -190,7 +204,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=False)
 def lock(session: nox.Session) -> None:
     """Resolve every environment anew and write its lock file."""
-    for folder in (".", *(row.folder for row in BACKBONES.values()), VIDEO):
+    for folder in (".", *(row.folder for row in BACKBONES.values()), VIDEO, VLLM):
         groups = ["--group", "test", "--group", "compare"] + ["--group", "lint"] * (folder == ".")
         own = [part for name in own_packages(folder) for part in ("--no-emit-package", name)]
         with session.chdir(folder):

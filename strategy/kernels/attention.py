@@ -92,15 +92,31 @@ def attention_rows(
     queries = apply_rotary(queries, gather_rows(cos, query_positions), gather_rows(sin, query_positions))
     if keys is None:
         keys = project_keys(layer, spec, hidden, rotary)
+    return softmax_rows(queries, keys, spec.scale, query_positions, mask)
+
+
+def softmax_rows(queries: Tensor, keys: Tensor, scale: float, query_positions: Tensor, mask: Any) -> Tensor:
+    """Compute the attention of some queries over all keys.
+
+    Args:
+        queries: [B, heads, R, head width], rotated.
+        keys: [B, key heads, L, head width], rotated.
+        scale: The factor of the logits.
+        query_positions: Sequence indices [B, R] of the queries.
+        mask: None, [B, L] or [B, 1, L, L], additive or boolean.
+
+    Returns:
+        Attention after the softmax, float32 [B, heads, R, L].
+    """
     grouped = queries.float().unflatten(1, (keys.shape[1], -1))
-    logits = torch.einsum("bkgrd,bkld->bkgrl", grouped, keys.float()).flatten(1, 2) * spec.scale
+    logits = torch.einsum("bkgrd,bkld->bkgrl", grouped, keys.float()).flatten(1, 2) * scale
     # Minus infinity would make NaN of the row of a token that sees nothing, one of the padding.
     lowest = torch.finfo(logits.dtype).min
     if mask is not None and mask.dim() == 4:
         mask = gather_rows(mask[:, 0], query_positions)[:, None]
         logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask.float()
     else:
-        seen = torch.arange(hidden.shape[1], device=hidden.device) <= query_positions[:, :, None]
+        seen = torch.arange(keys.shape[2], device=keys.device) <= query_positions[:, :, None]
         if mask is not None:
             seen = seen & mask.bool()[:, None]
         logits = logits.masked_fill(~seen[:, None], lowest)

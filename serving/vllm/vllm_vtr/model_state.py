@@ -1,0 +1,161 @@
+"""What a worker knows of pruned requests, kept where Model Runner V2 keeps the state of requests."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.config.compilation import CUDAGraphMode
+from vllm.utils.math_utils import cdiv
+from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+from strategy.backbone import Span
+from vllm_vtr import versions
+from vllm_vtr.configuration import pruning_of
+from vllm_vtr.families import family_of
+from vllm_vtr.prefill import Prompt, PruningPrefill
+
+
+class Visuals(NamedTuple):
+    """What a request shows: the length of its prompt, and the spans in it that will be pruned, if any."""
+
+    prompt: int
+    spans: list[Span]
+
+
+class AttentionCall(NamedTuple):
+    """The arguments of `prepare_attn`, for calls in the middle of a forward pass."""
+
+    block_tables: tuple[Tensor, ...]
+    attn_groups: Any
+    kv_cache_config: Any
+
+
+class PruningModelState(DefaultModelState):
+    """Keeps apart where a token stands in its text and where it lies in the cache, which holds fewer.
+
+    Positions, which rotate queries and keys, and the lengths by which vLLM samples and schedules count every token.
+    Only attention and the slots that it writes to count what the cache holds.
+
+    Attributes:
+        evicted: [slots], by request, how many tokens of its prompt the cache does not hold; `evicted_host` has the same
+            numbers on the host.
+        prefill: Runs the prompts of the present step that are to be pruned; None if there are none.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, model: Any, encoder_cache: Any, device: torch.device) -> None:
+        super().__init__(vllm_config, model, encoder_cache, device)
+        versions.give_block_tables()
+        self.pruning, self.family = pruning_of(vllm_config), family_of(model.config)
+        self.visuals: dict[int, Visuals] = {}
+        self.evicted = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
+        self.evicted_host = np.zeros(self.max_num_reqs, dtype=np.int32)
+        # Graphs read this address.
+        self.cache_lens = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
+        self.prefill: PruningPrefill | None = None
+        self.runner = PruningPrefill.stage_runner(self.pruning, model)
+        model.state = self
+
+    def initialize_kv_cache(self, kv_cache_config: Any, block_tables: Any) -> None:
+        """Keep what the cache is made of, once it is made."""
+        self.kv_cache_config, self.block_tables = kv_cache_config, block_tables
+
+    def add_request(self, req_index: int, new_req_data: Any) -> None:
+        super().add_request(req_index, new_req_data)
+        features, prompt = new_req_data.mm_features, len(new_req_data.prompt_token_ids)
+        spans: list[Span] = []
+        if self.pruning.evicted(prompt, features):
+            spans = [self.family.span(self.model.config, feature) for feature in features]
+        self.visuals[req_index] = Visuals(prompt, spans)
+        self._evict([req_index], [0])
+
+    def preprocess_state(
+        self, input_batch: Any, block_tables: tuple[Tensor, ...], kv_cache_config: Any, num_computed_tokens: Tensor
+    ) -> None:
+        """Move what follows pruned prompts to where it lies in the cache, and find the prompts to prune."""
+        super().preprocess_state(input_batch, block_tables, kv_cache_config, num_computed_tokens)
+        if self.evicted_host[input_batch.idx_mapping_np].any():
+            # In place, since graphs read the buffer that this writes.
+            self.slot_mappings(input_batch, self.places(input_batch))
+        rows = zip(input_batch.idx_mapping_np.tolist(), input_batch.num_scheduled_tokens.tolist(), strict=False)
+        prompts = [
+            Prompt(row, slot, int(input_batch.query_start_loc_np[row]), scheduled, self.visuals[slot].spans)
+            for row, (slot, scheduled) in enumerate(rows)
+            if self.visuals[slot].spans and not input_batch.num_computed_tokens_np[row]
+        ]
+        self.prefill = PruningPrefill(self, input_batch, prompts) if prompts else None
+
+    def places(self, input_batch: Any) -> Tensor:
+        """Return the places [tokens, padding included] of a batch's tokens in the caches of their requests."""
+        count, ends = input_batch.num_tokens, input_batch.query_start_loc[: input_batch.num_reqs + 1]
+        places = input_batch.positions.clone()
+        places[:count] -= self.evicted[input_batch.idx_mapping].long().repeat_interleave(ends.diff(), output_size=count)
+        return places
+
+    def slot_mappings(self, input_batch: Any, places: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the slots [cache groups, tokens] of a batch's tokens; `out` is None for those that graphs read."""
+        return self.block_tables.compute_slot_mappings(
+            input_batch.idx_mapping,
+            input_batch.query_start_loc,
+            places,
+            num_tokens_padded=input_batch.num_tokens_after_padding,
+            out=out,
+        )
+
+    def prepare_attn(
+        self,
+        input_batch: Any,
+        cudagraph_mode: CUDAGraphMode,
+        block_tables: tuple[Tensor, ...],
+        slot_mappings: Tensor,
+        attn_groups: Any,
+        kv_cache_config: Any,
+        for_capture: bool = False,
+    ) -> dict[str, Any]:
+        slots, rows = input_batch.idx_mapping_np, input_batch.num_reqs
+        lens = self.cache_lens[: len(input_batch.seq_lens)].copy_(input_batch.seq_lens)
+        most = input_batch.seq_lens_cpu_upper_bound
+        if not for_capture and self.evicted_host[slots].any():
+            lens[:rows] -= self.evicted[input_batch.idx_mapping]
+            most = most.clone()
+            most[:rows] -= torch.from_numpy(self.evicted_host[slots])
+        batch = replace(input_batch, seq_lens=lens, seq_lens_cpu_upper_bound=most)
+        if self.prefill is not None:
+            self.prefill.batch = batch
+            self.prefill.call = AttentionCall(block_tables, attn_groups, kv_cache_config)
+        return super().prepare_attn(
+            batch, cudagraph_mode, block_tables, slot_mappings, attn_groups, kv_cache_config, for_capture
+        )
+
+    def attention_over(self, batch: Any, places: Tensor, call: AttentionCall) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the attention metadata and the slots, by layer, of a batch that has become shorter."""
+        slots = self.slot_mappings(batch, places, torch.empty_like(self.block_tables.slot_mappings))
+        metadata = super().prepare_attn(
+            batch, CUDAGraphMode.NONE, call.block_tables, slots, call.attn_groups, call.kv_cache_config
+        )
+        return metadata, build_slot_mappings_by_layer(slots, call.kv_cache_config)
+
+    def finish(self, prompts: Sequence[Prompt], left: Sequence[int]) -> None:
+        """Keep what the cache now holds of pruned prompts, and let the blocks behind that be given to others."""
+        self.prefill = None
+        slots = [prompt.slot for prompt in prompts]
+        self._evict(slots, [prompt.length - own for prompt, own in zip(prompts, left, strict=True)])
+        tables = self.block_tables
+        for group, size in enumerate(tables.block_sizes):
+            held = tables.num_blocks.np[group]
+            for slot, own in zip(slots, left, strict=True):
+                # The scheduler has freed the same ones; the next that it adds stands behind those that are left.
+                held[slot] = min(held[slot], cdiv(own, size) * tables.blocks_per_kv_block[group])
+
+    def _evict(self, slots: Sequence[int], evicted: Sequence[int]) -> None:
+        if (self.evicted_host[slots] != evicted).any():
+            self.evicted_host[slots] = evicted
+            given = torch.tensor([slots, evicted], dtype=torch.int32)
+            index, values = (given.pin_memory() if given.device != self.device else given).to(
+                self.device, non_blocking=True
+            )
+            self.evicted[index] = values

@@ -1,0 +1,42 @@
+"""What makes a stock model one that prunes: a decoder loop and a model state that knows what is gone."""
+
+from typing import Any
+
+from torch import Tensor
+
+from vllm_vtr.model_state import PruningModelState
+
+
+class Pruned:
+    """A stock model that runs prompts which are to be pruned through `PruningPrefill`, and all others as they are."""
+
+    state: PruningModelState | None = None
+    language_model: Any
+
+    def get_model_state_cls(self) -> type[PruningModelState]:
+        """Return the class that Model Runner V2 keeps the state of requests in."""
+        return PruningModelState
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        prefill = self.state.prefill if self.state else None
+        if prefill is None or inputs_embeds is None:
+            stock: Any = super()
+            return stock.forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
+        count = len(inputs_embeds)
+        output = prefill.run(self.language_model.model, positions, inputs_embeds, self.added_features(count))
+        self.clear_added_features(count)
+        return output
+
+    def added_features(self, length: int) -> list[Tensor]:
+        """Return what the stock loop adds behind the first layers, [length, C] for each of these."""
+        return []
+
+    def clear_added_features(self, length: int) -> None:
+        """Clear the buffers of these features for the next step, as the stock forward call does."""

@@ -1,0 +1,82 @@
+"""Which versions of vLLM the plug-in is written for, and what differs between them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from vllm import __version__
+from vllm.logger import init_logger
+
+TESTED = ("0.26",)
+
+logger = init_logger("vllm.vtr")
+
+
+def wanted() -> dict[Callable[..., Any], tuple[str, ...]]:
+    """Return the functions of vLLM that the plug-in calls or overrides, with their parameters."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+    from vllm.v1.worker.gpu.block_table import BlockTables
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+    attention = ("input_batch", "cudagraph_mode", "block_tables", "slot_mappings", "attn_groups", "kv_cache_config")
+    blocks = ("request_id", "num_tokens")
+    return {
+        Scheduler._update_after_schedule: ("scheduler_output",),
+        Scheduler._try_schedule_encoder_inputs: (
+            *("request", "num_computed_tokens", "num_new_tokens", "encoder_compute_budget"),
+            "shift_computed_tokens",
+        ),
+        FullAttentionManager.get_num_blocks_to_allocate: (
+            *(*blocks, "new_computed_blocks", "total_computed_tokens", "num_local_computed_tokens"),
+            *("num_tokens_main_model", "apply_admission_cap"),
+        ),
+        FullAttentionManager.allocate_new_blocks: (*blocks, "num_tokens_main_model"),
+        FullAttentionManager.pop_blocks_for_free: ("request_id",),
+        BlockTables.compute_slot_mappings: (
+            *("idx_mapping", "query_start_loc", "positions", "num_tokens_padded"),
+            "out",
+        ),
+        GPUModelRunner.initialize_kv_cache: ("kv_cache_config",),
+        DefaultModelState.add_request: ("req_index", "new_req_data"),
+        DefaultModelState.preprocess_state: (
+            *("input_batch", "block_tables", "kv_cache_config"),
+            "num_computed_tokens",
+        ),
+        DefaultModelState.prepare_attn: (*attention, "for_capture"),
+    }
+
+
+def check() -> None:
+    """Check that vLLM is what the plug-in is written for.
+
+    Raises:
+        ValueError: A function of vLLM has other parameters than in the tested versions.
+    """
+    if not __version__.startswith(TESTED):
+        logger.warning("vtr is tested with vLLM %s; this is %s.", ", ".join(TESTED), __version__)
+    for function, parameters in wanted().items():
+        found = tuple(inspect.signature(function).parameters)[1:]
+        if found != parameters:
+            raise ValueError(
+                f"vtr: {function.__qualname__} of vLLM {__version__} takes {found}, where {parameters} were expected: "
+                f"install vLLM {' or '.join(TESTED)}, or a vllm-vtr for this version"
+            )
+
+
+def give_block_tables() -> None:
+    """Let the runner give its block tables to the model state, which vLLM 0.26 does not do of itself."""
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    stock = GPUModelRunner.initialize_kv_cache
+    if hasattr(stock, "vtr") or not __version__.startswith("0.26"):
+        return
+
+    def initialize_kv_cache(self: Any, kv_cache_config: Any) -> None:
+        stock(self, kv_cache_config)
+        if hasattr(self.model_state, "initialize_kv_cache"):
+            self.model_state.initialize_kv_cache(self.kv_cache_config, self.block_tables)
+
+    initialize_kv_cache.vtr = True  # type: ignore[attr-defined]
+    GPUModelRunner.initialize_kv_cache = initialize_kv_cache

@@ -1,0 +1,186 @@
+"""vLLM's engine in this process, and the project's own engine on transformers to compare it with."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hf_llava
+import pyarrow.parquet as pq
+import torch
+import transformers
+from PIL import Image
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+import strategy
+from current_vlm.qwen import Qwen25VLBackbone
+from strategy.backbone import register_backbone
+from vllm_vtr.configuration import KEY, pruning_of
+from vllm_vtr.prefill import PruningPrefill
+
+SHAPES = Path(__file__).parents[2] / "examples/shapes"
+CHECKPOINTS = SHAPES / "checkpoints"
+STEPS = 12
+
+
+class EarlierQwen2VL(Qwen25VLBackbone):
+    """Qwen2-VL in transformers before 5.24, whose layers mix the tables of time, row and column themselves."""
+
+    def rotary(self, layer: Any, kwargs: Any) -> Any:
+        return _mixed(layer, kwargs["position_embeddings"])
+
+    def rotary_at(self, decoder: Any, positions: Any) -> Any:
+        return _mixed(decoder.layers[0], super().rotary_at(decoder, positions))
+
+
+def _mixed(layer: Any, tables: Any) -> Any:
+    sections = layer.self_attn.config.rope_parameters["mrope_section"] * 2
+    return tuple(
+        torch.cat([part[kind % 3] for kind, part in enumerate(table.split(sections, dim=-1))], dim=-1)
+        for table in tables
+    )
+
+
+register_backbone(EarlierQwen2VL())
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and the pictures that stand in it."""
+
+    text: str
+    pictures: tuple[Image.Image, ...] = ()
+
+
+@dataclass
+class Answer:
+    """The tokens of an answer, and for each stage which of the tokens before it were kept."""
+
+    tokens: list[int]
+    kept: list[list[int]] = field(default_factory=list)
+
+
+def llava_prompt(question: str, pictures: int) -> str:
+    return f"USER: {'<image>' * pictures}\n{question} ASSISTANT:"
+
+
+def qwen_prompt(question: str, pictures: int) -> str:
+    shown = "<|vision_start|><|image_pad|><|vision_end|>" * pictures
+    return f"<|im_start|>user\n{shown}{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+PROMPTS = {"llava": llava_prompt, "qwen2": qwen_prompt, "qwen3": qwen_prompt}
+TASKS = {"llava": "shapes", "qwen2": "shapes_varied", "qwen3": "shapes_varied"}
+
+
+def checkpoint(family: str, folder: Path) -> Path:
+    """The small checkpoint of a family; LLaVA's is converted into `folder`."""
+    if family != "llava":
+        return CHECKPOINTS / f"shapes-{family}"
+    return hf_llava.convert(CHECKPOINTS / "shapes-llava", folder / "llava")
+
+
+def questions(family: str, count: int, first: int = 0) -> list[Question]:
+    rows = pq.read_table(SHAPES / f"tasks/{TASKS[family]}_test.parquet").slice(first, count).to_pylist()
+    return [
+        Question(PROMPTS[family](row["question"], 1), (Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"),))
+        for row in rows
+    ]
+
+
+class Reference:
+    """The project's engine on transformers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self.processor = transformers.AutoProcessor.from_pretrained(folder)
+
+    def answer(
+        self, question: Question, vtr: dict[str, Any] | None, steps: int = STEPS, ignore_eos: bool = False
+    ) -> Answer:
+        inputs = self.processor(text=[question.text], images=list(question.pictures) or None, return_tensors="pt")
+        kept: list[list[int]] = []
+        more = {"min_new_tokens": steps} if ignore_eos else {}
+        with self._pruned(vtr, lambda view, scores, chosen: kept.append(chosen[0].tolist())):
+            ids = self.model.generate(**inputs, max_new_tokens=steps, do_sample=False, **more)
+        return Answer(ids[0, inputs.input_ids.shape[1] :].tolist(), kept)
+
+    def _pruned(self, vtr: dict[str, Any] | None, watch: Any) -> Any:
+        if vtr is None:
+            return nullcontext()
+        return strategy.prune(self.model, strategy.VTRConfig(**vtr, engine="eager"), watch=watch)
+
+
+class Engine:
+    """vLLM's engine, whose scheduler and model runner are at hand."""
+
+    def __init__(self, folder: Path, vtr: dict[str, Any] | None, **more: Any) -> None:
+        settings = {
+            "dtype": "float32",
+            "max_model_len": 2048,
+            "max_num_seqs": 8,
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": 1 << 27,
+            "limit_mm_per_prompt": {"image": 3, "video": 1},
+            "additional_config": {} if vtr is None else {KEY: vtr},
+        }
+        self.llm = LLM(str(folder), **settings | more)
+        self.core = self.llm.llm_engine.engine_core.engine_core
+        self.scheduler = self.core.scheduler
+        self.runner = self.core.model_executor.driver_worker.worker.model_runner
+        self.state = self.runner.model_state
+        self.kept: dict[str, list[list[int]]] = {}
+        if vtr is not None:
+            self._watch()
+
+    def _watch(self) -> None:
+        def watch(view: Any, scores: Any, chosen: Any) -> None:
+            prefill = self.state.prefill
+            for sample, own in zip(view.samples, chosen, strict=True):
+                name = prefill.batch.req_ids[prefill.prompts[sample].row]
+                self.kept.setdefault(name.partition("-")[0], []).append(own.tolist())
+
+        self.state.runner.watch = watch
+
+    def use(self, vtr: dict[str, Any]) -> None:
+        """Prune in another way from now on, which a start of the engine would do too, but slowly."""
+        config = self.scheduler.vllm_config
+        config.additional_config = {KEY: vtr}
+        self.scheduler.pruning = self.state.pruning = pruning_of(config)
+        self.state.runner = PruningPrefill.stage_runner(self.state.pruning, self.runner.model)
+        self._watch()
+
+    def answer(self, asked: Sequence[Question], steps: int = STEPS, **sampling: Any) -> list[Answer]:
+        outputs = self.llm.generate([given(each) for each in asked], greedy(steps, **sampling), use_tqdm=False)
+        return [self.answer_of(output) for output in outputs]
+
+    def answer_of(self, output: Any) -> Answer:
+        return Answer(list(output.outputs[0].token_ids), self.kept.pop(output.request_id.partition("-")[0], []))
+
+    @property
+    def free_blocks(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+
+def greedy(steps: int = STEPS, **more: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=steps, temperature=0, **more)
+
+
+def given(question: Question) -> dict[str, Any]:
+    """A question as vLLM takes it."""
+    shown = {"multi_modal_data": {"image": list(question.pictures)}} if question.pictures else {}
+    return {"prompt": question.text} | shown
+
+
+@contextmanager
+def running(folder: Path, vtr: dict[str, Any] | None, **more: Any) -> Iterator[Engine]:
+    """An engine that is shut down behind the `with`."""
+    engine = Engine(folder, vtr, **more)
+    try:
+        yield engine
+    finally:
+        engine.core.shutdown()
+        cleanup_dist_env_and_memory()
