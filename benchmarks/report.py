@@ -49,6 +49,17 @@ SCALING_COLUMNS = [
     _column("answers/s", ".2f", "rate"),
 ]
 MEMORY_COLUMNS = [_column("weights GB a GPU", ".1f", "weights", 1e-9), _column("peak GB a GPU", ".1f", "peak", 1e-9)]
+SERVING_COLUMNS = [
+    Column[Row](key="name", header="", get=lambda row: row["name"]),
+    _column("answers/s", ".1f", "cold"),
+    _column("pictures cached", ".1f", "warm"),
+    _column("first token ms", ".1f", "first"),
+    _column("ms a token", ".2f", "token"),
+    _column("requests at once", "d", "at_once"),
+    _column("served answers/s", ".1f", "served"),
+    _column("first token ms, median", ".0f", "served_first"),
+    _column("99 %", ".0f", "served_first_99"),
+]
 
 TARGET_COLUMNS: list[Column[Row]] = [
     Column(key="name", header="target", get=lambda row: row["name"]),
@@ -124,3 +135,9 @@ def picture(found: dict[str, Any], file: Path) -> None:
     axes.set_title(f"{found['about']['backbone']}, {found['about']['device']}")
     axes.legend()
     figure.savefig(file, dpi=150)
+
+
+def serving_table(rows: Iterable[Row]) -> str:
+    """Return the table of `benchmarks.serving` in Markdown."""
+    rows = list(rows)
+    return _table([each for each in SERVING_COLUMNS if each.key in rows[0]], rows)
