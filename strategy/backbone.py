@@ -19,26 +19,38 @@ class Span(NamedTuple):
     start: Sequence index of the first token; or one index for each frame, where text stands between the frames.
     grid: (T, H, W), with H * W tokens in each frame, row by row. lead: Tokens of each frame before these, such as a
     class token. row_tail: Tokens behind each row, such as a new line. Both lie off the grid, and are pruned like the
-    others.
+    others. tower_call: Which call of the vision tower encodes it, where images and videos of a batch take one each.
     """
 
     start: int | tuple[int, ...]
     grid: Grid
     lead: int = 0
     row_tail: int = 0
+    tower_call: int = 0
 
 
 class EncoderSpec(NamedTuple):
     """Where a vision tower computes attention, for strategies that ask what it saw.
 
     layers: The tower's layers, in order. query, key: Paths of a layer's modules that project all heads' queries and
-    keys. heads: How many. The first token of each picture is a class token; the others are its visual tokens, in order.
+    keys; one path where one module projects queries, keys and values. heads: How many. class_token: Whether the first
+    token of each picture is a class token. rotary: Name of the layer's argument with the cosines and sines that rotate
+    its tokens, if they are rotated. ends: Name of the layer's argument with the bounds of the pieces, pictures or
+    windows, inside which tokens see each other, where one sequence [L, C] holds them all. merge: Makes values of visual
+    tokens [..., N, D] out of those of patches [..., L, D]; None where each patch is a visual token. order: The tower,
+    and what gives, from the arguments of its call, the place of each visual token among those that the layers see; None
+    where these stand in order.
     """
 
     layers: Sequence[nn.Module]
     query: str
     key: str
     heads: int
+    class_token: bool = True
+    rotary: str | None = None
+    ends: str | None = None
+    merge: Callable[[Tensor], Tensor] | None = None
+    order: tuple[nn.Module, Callable[[Mapping[str, Any]], Tensor]] | None = None
 
 
 Layout = Sequence[Sequence[Span]]

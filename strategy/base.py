@@ -21,9 +21,12 @@ class EncoderView:
 
     Attributes:
         attention: What the class token of their picture pays them, after the softmax over everything it sees, float32
-            [G, heads, N].
-        keys: Their keys in that layer, [G, heads, N, head width].
+            [G, heads, N]. In a tower without a class token, what all patches pay them, in sum, so that a patch of a
+            picture or window of any size is paid 1 on average.
+        keys: Their keys in that layer, without a rotary embedding, [G, heads, N, head width].
         features: The layer's output, [G, N, C], which no projector has changed.
+
+    Of a token that the projector makes of several patches, each is the mean of theirs.
     """
 
     attention: Tensor

@@ -107,8 +107,8 @@ def same_means(own: dict[str, Any], its: dict[str, Any], kind: str) -> None:
 
 # The stock loop prefills prompts of other kinds than these, and does it alike whatever the strategy.
 GRAPHED = ("one", "several")
-# Which of tokens that are alike these two keep turns on rounding, and layers that are fused on a GPU round otherwise.
-ROUNDED = ("cdpruner", "vispruner")
+# Which of tokens that are alike these keep turns on rounding, and layers that are fused on a GPU round otherwise.
+ROUNDED = ("cdpruner", "prunesid", "vispruner")
 
 
 def same_as_the_stock_loop(asked: Asked, ran: Counter[str], device: str, name: str, kind: str) -> None:
@@ -149,6 +149,7 @@ def test_so_they_are_for_every_strategy(asked, ran, device, name):
     same_on_every_kind(asked, ran, device, name)
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("name", ENCODED)
 def test_what_looks_at_a_vision_tower_answers_so_or_is_refused_by_name(asked, ran, device, name):
     if runs_on(asked.model, name):

@@ -21,13 +21,9 @@ CELLS = [(name, kind) for name in NAMES for kind in KINDS if FULL or kind == "mi
 
 
 def names_for(backbone: str) -> list[str]:
-    """The strategies that a backbone tries of what each does alike on all: the first two, and its share of the rest.
-
-    Those that look at the vision tower are LLaVA's, which describes it.
-    """
-    rest = [name for name in BARE if name not in FIRST]
-    own = [*(share(rest, backbone) if backbone in BACKBONES else ()), *(ENCODED if backbone == "llava" else ())]
-    return NAMES if FULL else [*FIRST, *own]
+    """The strategies that a backbone tries of what each does alike on all: the first two, and its share of the rest."""
+    rest = [name for name in (*BARE, *ENCODED) if name not in FIRST]
+    return NAMES if FULL else [*FIRST, *(share(rest, backbone) if backbone in BACKBONES else ())]
 
 
 def cells(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from strategy.kernels.compile import compilable
 from strategy.kernels.layer_spec import MISDESCRIBED, LayerSpec, part
 
+MAX_ATTENTION = 1 << 24  # numbers of an attention matrix that are held at once, 64 MiB
+
 
 def gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
     """Pick rows [B, R] out of [B or 1, L, ...] along the second dimension."""
@@ -30,6 +32,25 @@ def apply_rotary(head: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = turned.chunk(2, dim=-1)
     turned = turned * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
     return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
+
+
+def received_attention(query: Tensor, key: Tensor) -> Tensor:
+    """Compute what tokens that all see each other pay each of them, in sum over the queries.
+
+    Args:
+        query: [P, R, heads, width], of those that count.
+        key: [P, L, heads, width], of all.
+
+    Returns:
+        Float32 [P, L, heads].
+    """
+    pieces, length, heads, width = key.shape
+    rows = max(1, MAX_ATTENTION // (pieces * heads * length))
+    key = key.float() * width**-0.5
+    sums = [
+        torch.einsum("prhd,plhd->phrl", some.float(), key).softmax(dim=-1).sum(2) for some in query.split(rows, dim=1)
+    ]
+    return torch.stack(sums).sum(0).transpose(1, 2)
 
 
 def _project(layer: nn.Module, spec: LayerSpec, path: str | None, norm: str | None, x: Tensor) -> Tensor:

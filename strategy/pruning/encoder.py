@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from strategy.backbone import Backbone, EncoderSpec
+from strategy.kernels.attention import apply_rotary, received_attention
 from strategy.kernels.layer_spec import part
 from strategy.metrics.thread_state import ThreadState
 from strategy.pruning.patch import ModelPatch
+from strategy.pruning.prompts import named_arguments
 from strategy.pruning.state import PrefillState
 
 
 class EncoderStates(NamedTuple):
-    """What one call of the tower saw of the patches of all its pictures, T in order.
+    """What one call of the tower saw of the visual tokens of all its pictures, T in order, see `EncoderView`.
 
-    attention: [T, heads], what the class token of their picture pays them. keys: [T, heads, head width]. features: [T,
-    C], the output of the layer.
+    attention: [T, heads]. keys: [T, heads, head width]. features: [T, C].
     """
 
     attention: Tensor
@@ -30,19 +31,21 @@ class EncoderStates(NamedTuple):
 class _Current(ThreadState):
     """What a thread recorded.
 
-    queries, keys: Of the layer while it runs, [P, 1, C] and [P, L, C]. calls: Since the last prompts were prefilled.
-    used: Whether prompts have been given the calls. apart: Calls inside `record_apart`; None outside.
+    queries, keys: Of the layer while it runs, [P, 1 or L, C] and [P, L, C], or [L, C] of packed pictures. order: See
+    `EncoderSpec`, of the call that runs. calls: Since the last prompts were prefilled. used: Whether prompts have been
+    given the calls. apart: Calls inside `record_apart`; None outside.
     """
 
     queries: Tensor | None = None
     keys: Tensor | None = None
+    order: Tensor | None = None
     calls: tuple[EncoderStates, ...] = ()
     used: bool = False
     apart: tuple[EncoderStates, ...] | None = None
 
 
 class EncoderRecorder:
-    """Records one layer of a vision tower, out of what the layer computes anyway: a row of attention, and its keys.
+    """Records one layer of a vision tower, out of the queries and keys that the layer computes anyway.
 
     Args:
         spec: The tower.
@@ -89,8 +92,10 @@ class EncoderRecorder:
         patch.handles += [
             part(self.layer, self.spec.query).register_forward_hook(self._keep_query),
             part(self.layer, self.spec.key).register_forward_hook(self._keep_keys),
-            self.layer.register_forward_hook(self._keep_layer),
+            self.layer.register_forward_hook(self._keep_layer, with_kwargs=True),
         ]
+        if self.spec.order is not None:
+            patch.handles.append(self.spec.order[0].register_forward_pre_hook(self._keep_order, with_kwargs=True))
 
     def generate(self, stock: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call `generate`, without what an earlier call that failed left."""
@@ -118,20 +123,24 @@ class EncoderRecorder:
         Raises:
             ValueError: The tower encoded other pictures than the prompts show.
         """
-        counts = [0] * len(state.real)
-        for group in state.groups:
-            for sample in group.samples:
-                counts[sample] = group.num_visual
-        calls, copies = self._calls_for(counts)
-        starts, seen = [], 0
-        for count in counts[::copies]:
-            starts += [seen] * copies
-            seen += count
+        kinds = {sample: group.kinds for group in state.groups for sample in group.samples}
+        sizes = [[kind.grid[0] * kind.frame_size for kind in kinds[sample]] for sample in range(len(kinds))]
+        calls, copies = self._calls_for([sum(own) for own in sizes])
+        # The tower takes the pictures of all samples in order, but images and videos apart.
+        taken = sorted(
+            (kind.tower_call, sample, number)
+            for sample in range(0, len(kinds), copies)
+            for number, kind in enumerate(kinds[sample])
+        )
+        places, seen = {}, 0
+        for _, sample, number in taken:
+            places[sample, number] = range(seen, seen := seen + sizes[sample][number])
         joined = [torch.cat(tensors) for tensors in zip(*calls, strict=True)]
         for group in state.groups:
-            first = torch.tensor([[starts[sample]] for sample in group.samples])
-            at = (first + torch.arange(group.num_visual)).to(joined[0].device)
-            group.encoder = tuple(tensor[at].to(state.real.device) for tensor in joined)
+            first = [sample - sample % copies for sample in group.samples]
+            rows = [[at for number in range(len(group.kinds)) for at in places[sample, number]] for sample in first]
+            index = torch.tensor(rows, dtype=torch.long, device=joined[0].device)
+            group.encoder = tuple(tensor[index].to(state.real.device) for tensor in joined)
         self.current.used = True
 
     def _calls_for(self, counts: Sequence[int]) -> tuple[Sequence[EncoderStates], int]:
@@ -150,24 +159,51 @@ class EncoderRecorder:
             f"tower encoded {sum(len(call.features) for call in calls)}: give prompts and pictures to one call"
         )
 
+    def _keep_order(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self.spec.order
+        self.current.order = self.spec.order[1](named_arguments(tower.forward, args) | kwargs)
+
     def _keep_query(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self.current.queries = output[:, :1]
+        queries = output.chunk(3, dim=-1)[0] if self.spec.query == self.spec.key else output
+        self.current.queries = queries[:, :1] if self.spec.class_token else queries
 
     def _keep_keys(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self.current.keys = output
+        self.current.keys = output.chunk(3, dim=-1)[1] if self.spec.query == self.spec.key else output
 
-    def _keep_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _keep_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         current = self.current
         hidden = output[0] if isinstance(output, tuple) else output
         queries, keys, current.queries, current.keys = current.queries, current.keys, None, None
+        order, current.order = current.order, None
         assert queries is not None
         assert keys is not None
         with torch.no_grad():
-            query, key = (tensor.unflatten(-1, (self.spec.heads, -1)) for tensor in (queries, keys))
-            logits = torch.einsum("prhd,plhd->plh", query.float(), key.float()) * key.shape[-1] ** -0.5
-            attention = logits.softmax(dim=1)
-            states = EncoderStates(*(tensor[:, 1:].flatten(0, 1) for tensor in (attention, key, hidden)))
+            states = self._states(queries, keys, hidden, kwargs, order)
         if current.apart is None:
             self.add([states])
         else:
             current.apart = (*current.apart, states)
+
+    def _states(
+        self, queries: Tensor, keys: Tensor, hidden: Tensor, kwargs: dict[str, Any], order: Tensor | None
+    ) -> EncoderStates:
+        """Return what a layer saw, given its projections and output, [P, L, C] or packed [L, C], and its arguments."""
+        spec = self.spec
+        if spec.ends:
+            queries, keys, hidden = queries[None], keys[None], hidden[None]
+        queries, keys = (tensor.unflatten(-1, (spec.heads, -1)) for tensor in (queries, keys))
+        turned = [queries, keys]
+        if spec.rotary:
+            cos, sin = (table.float()[None] for table in kwargs[spec.rotary])
+            turned = [apply_rotary(each.float().transpose(1, 2), cos, sin).transpose(1, 2) for each in turned]
+        if spec.ends:
+            lengths = kwargs[spec.ends].diff().tolist()
+            pieces = zip(*(each.split(lengths, dim=1) for each in turned), strict=True)
+            attention = torch.cat([received_attention(*piece) for piece in pieces], dim=1)
+        else:
+            attention = received_attention(*turned)
+        seen = [tensor[:, int(spec.class_token) :] for tensor in (attention, keys, hidden)]
+        if spec.merge is not None:
+            seen = [spec.merge(tensor.flatten(2)).unflatten(2, tensor.shape[2:]) for tensor in seen]
+        seen = [tensor.flatten(0, 1) for tensor in seen]
+        return EncoderStates(*(seen if order is None else [tensor[order.to(tensor.device)] for tensor in seen]))

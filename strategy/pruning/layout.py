@@ -16,6 +16,7 @@ class SpanKind(NamedTuple):
     grid: Grid
     lead: int = 0
     row_tail: int = 0
+    tower_call: int = 0
 
     @property
     def frame_size(self) -> int:
@@ -68,7 +69,8 @@ def resolve_layout(layout: Layout, batch: int, length: int) -> list[list[Resolve
 
 
 def _resolve(sample: int, span: Span) -> ResolvedSpan:
-    kind = SpanKind(tuple(map(int, span.grid)), int(span.lead), int(span.row_tail))  # type: ignore[arg-type]
+    grid = tuple(map(int, span.grid))
+    kind = SpanKind(grid, int(span.lead), int(span.row_tail), int(span.tower_call))  # type: ignore[arg-type]
     if len(kind.grid) != 3 or min(kind.grid) < 1:
         raise ValueError(f"sample {sample}: grid {kind.grid} is not three numbers from 1 up (T, H, W)")
     if kind.lead < 0:

@@ -1,14 +1,16 @@
 """The backbone of Gemma 3."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers import Gemma3ForConditionalGeneration
+from transformers import Gemma3ForConditionalGeneration, SiglipVisionModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
 
-from current_vlm.placeholders import TiledBackbone
+from current_vlm.placeholders import TiledBackbone, mean_of_blocks
 from strategy import LayerSpec, register_backbone
+from strategy.backbone import EncoderSpec
 
 
 class Gemma3Backbone(TiledBackbone):
@@ -21,6 +23,20 @@ class Gemma3Backbone(TiledBackbone):
 
     def tile(self, config: Any) -> tuple[int, int]:
         return (int(config.mm_tokens_per_image**0.5),) * 2
+
+    def encoder(self, model: Any) -> EncoderSpec | None:
+        tower = model.model.vision_tower
+        if not isinstance(tower, SiglipVisionModel):
+            return None
+        side = tower.config.image_size // tower.config.patch_size
+        return EncoderSpec(
+            tower.encoder.layers,
+            query="self_attn.q_proj",
+            key="self_attn.k_proj",
+            heads=tower.config.num_attention_heads,
+            class_token=False,
+            merge=partial(mean_of_blocks, block=side // self.tile(model.config)[0]),
+        )
 
     def layer_spec(self, layer: nn.Module) -> LayerSpec:
         # There are norms behind attention and MLP, too.

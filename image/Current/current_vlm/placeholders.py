@@ -1,5 +1,6 @@
 """Where pictures lie among the placeholder tokens of a prompt."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -65,6 +66,13 @@ def tiles(count: int, height: int, width: int) -> Picture:
     """Return a picture of several grids, one behind the other."""
     size = height * width
     return Picture([Span(number * size, (1, height, width)) for number in range(count)], count * size)
+
+
+def mean_of_blocks(values: Tensor, block: int) -> Tensor:
+    """Return the means [P, N, D] of block x block neighbours on square grids of values [P, L, D], row by row."""
+    side = math.isqrt(values.shape[1])
+    blocks = values.unflatten(1, (side // block, block, side // block, block))
+    return blocks.mean(dim=(2, 4)).flatten(1, 2)
 
 
 def token_ids(kwargs: Mapping[str, Any]) -> Tensor:

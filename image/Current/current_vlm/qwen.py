@@ -4,9 +4,12 @@ Their towers compute what depends on the sizes of pictures in functions of the l
 them cannot.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from torch import Tensor
 from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
@@ -17,11 +20,13 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextModel
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeTextModel
+from transformers.vision_utils import get_vision_window_index
 
 from current_vlm.placeholders import EncodingFirst
 from qwen_vl_vtr import QwenBackbone
 from qwen_vl_vtr.deepstack import DeepStackBackbone
 from strategy import LayerSpec, register_backbone
+from strategy.backbone import EncoderSpec
 from strategy.kernels.layer_spec import linear_spec
 
 
@@ -31,6 +36,20 @@ class Qwen25VLBackbone(EncodingFirst, QwenBackbone):
     name = "qwen2_5_vl"
     models = (Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration)
     decoders = (Qwen2_5_VLTextModel, Qwen2VLTextModel)
+
+    def encoder(self, model: Any) -> EncoderSpec | None:
+        spec, tower = super().encoder(model), model.model.visual
+        if spec is None or not hasattr(tower, "window_size"):  # Qwen2-VL's has no windows
+            return spec
+        return spec._replace(order=(tower, partial(_order_of_windows, tower)))
+
+
+def _order_of_windows(tower: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    """Return where each visual token stands in the order of the windows, in which Qwen2.5-VL's layers see them."""
+    windows, _ = get_vision_window_index(
+        kwargs["grid_thw"], tower.spatial_merge_size, tower.window_size, tower.patch_size
+    )
+    return windows.argsort()
 
 
 class Qwen3VLBackbone(EncodingFirst, DeepStackBackbone):

@@ -1,12 +1,14 @@
 """The backbone of every Qwen-VL."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from qwen_vl_vtr.conditional_generation import ConditionalGenerationBackbone
 from strategy import Layout, Span
+from strategy.backbone import EncoderSpec
 
 
 class QwenBackbone(ConditionalGenerationBackbone):
@@ -23,6 +25,19 @@ class QwenBackbone(ConditionalGenerationBackbone):
     def vision(self, model: Any) -> list[nn.Module]:
         return [model.model.visual]
 
+    def encoder(self, model: Any) -> EncoderSpec | None:
+        tower = model.model.visual
+        return EncoderSpec(
+            tower.blocks,
+            query="attn.qkv",
+            key="attn.qkv",
+            heads=tower.config.num_heads,
+            class_token=False,
+            rotary="position_embeddings",
+            ends="cu_seqlens",
+            merge=partial(_mean_of_neighbours, count=tower.spatial_merge_size**2),
+        )
+
     def layout(self, model: Any, kwargs: Mapping[str, Any]) -> Layout | None:
         config, ids = model.config, kwargs.get("input_ids")
         arguments = {config.image_token_id: "image_grid_thw", config.video_token_id: "video_grid_thw"}
@@ -36,6 +51,11 @@ class QwenBackbone(ConditionalGenerationBackbone):
         merge = config.vision_config.spatial_merge_size
         grids = {token: _merged(kwargs.get(name), merge) for token, name in arguments.items()}
         return [list(_spans(row, grids, arguments)) for row in ids.tolist()]
+
+
+def _mean_of_neighbours(values: Tensor, count: int) -> Tensor:
+    """Return the means [..., N, D] of each `count` neighbours of values [..., N * count, D]."""
+    return values.unflatten(-2, (-1, count)).mean(dim=-2)
 
 
 def _merged(grids: Tensor | None, merge: int) -> Iterator[tuple[int, int, int]]:
@@ -79,4 +99,5 @@ def _spans(
                     f"{names[token]}: the visual tokens from {starts[-1]} on are not the {height * width} "
                     f"of a frame of grid {grid}"
                 )
-        yield Span(tuple(starts), grid)
+        # The tower takes images and videos apart, images first.
+        yield Span(tuple(starts), grid, tower_call=list(grids).index(token))
