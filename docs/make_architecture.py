@@ -52,6 +52,10 @@ METHODS = (
     "visionzip",
     "vispruner",
     "scope",
+    "mmtok",
+    "holov",
+    "prunesid",
+    "eadp",
     "baselines",
 )
 

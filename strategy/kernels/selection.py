@@ -53,6 +53,61 @@ def most_alike(features: Tensor, targets: Tensor) -> Tensor:
     return targets.gather(1, first_maximum(likeness)[..., 0])
 
 
+def greedy_coverage(likeness: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Choose tokens one by one, each the one with the greatest gain in coverage times its weight.
+
+    Coverage is that of facility location: each target is covered as far as the chosen token most like it is like it,
+    and by nothing at first. Of equal tokens the first is chosen.
+
+    Args:
+        likeness: Of N tokens and M targets, [G, N, M]; what is negative covers nothing.
+        weight: [G, N], not negative.
+        count: How many tokens.
+
+    Returns:
+        The chosen tokens, in the order of choice, [G, count].
+    """
+    covered, gone = torch.zeros_like(likeness[:, 0]), torch.zeros_like(weight, dtype=torch.bool)
+    chosen: list[Tensor] = []
+    for _ in range(count):
+        gain = (likeness - covered[:, None]).clamp(min=0).sum(-1)
+        best = first_maximum((gain * weight).masked_fill(gone, -torch.inf))
+        covered = torch.maximum(covered, likeness.take_along_dim(best[..., None], 1)[:, 0])
+        gone = gone.scatter(1, best, True)
+        chosen.append(best)
+    return torch.cat(chosen, dim=1)
+
+
+def share_out(wanted: Tensor, room: Tensor, first: Tensor, total: int) -> Tensor:
+    """Return how many tokens each of M groups gets, [G, M], `total` together.
+
+    Args:
+        wanted: [G, M], at most `total` together; a group with less room gets less.
+        room: [G, M], the most that each group may get, at least `total` together.
+        first: [G, M], the groups in the order in which they get what is left over, each as far as it has room.
+        total: How many tokens.
+    """
+    given = torch.minimum(wanted, room)
+    free = (room - given).gather(1, first)
+    left = total - given.sum(1, keepdim=True) - (free.cumsum(1) - free)
+    return given.scatter_add(1, first, torch.minimum(left.clamp(min=0), free))
+
+
+def best_of_groups(scores: Tensor, group: Tensor, shares: Tensor) -> Tensor:
+    """Return which tokens are among the highest scores [G, N] of their group, of equal ones the first, [G, N].
+
+    Args:
+        scores: [G, N].
+        group: [G, N], the number of each token's group.
+        shares: [G, M], how many tokens of each group that are.
+    """
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    own = group.gather(1, order)
+    inside = own[..., None] == torch.arange(shares.shape[1], device=own.device)
+    rank = inside.cumsum(1).gather(2, own[..., None])[..., 0]
+    return torch.zeros_like(own, dtype=torch.bool).scatter(1, order, rank <= shares.gather(1, own))
+
+
 @compilable
 def is_selection(chosen: Tensor, count: int) -> Tensor:
     """Return whether each row of `chosen` [G, K] names different ones of `count` tokens, in order."""

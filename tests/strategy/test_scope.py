@@ -9,7 +9,7 @@ from views import view_of
 
 from strategy import VTRConfig, registry
 from strategy.base import EncoderView
-from strategy.scope import greedy_coverage
+from strategy.kernels.selection import greedy_coverage
 
 
 def test_each_token_adds_what_the_chosen_do_not_cover_times_its_weight():

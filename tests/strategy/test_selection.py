@@ -68,3 +68,24 @@ def test_the_first_of_the_greatest_is_found(given):
 def test_a_selection_names_different_tokens_in_order(row):
     right = row == sorted(set(row)) and set(row) <= set(range(4))
     assert bool(selection.is_selection(torch.tensor([[0, 1, 2, 3][: len(row)], row]), 4)) == right
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 15), number=st.integers(1, 4))
+def test_each_group_keeps_its_best(seed, count, number):
+    generator = torch.Generator().manual_seed(seed)
+    scores, group, shares = (
+        torch.randint(0, high, (2, size), generator=generator)
+        for high, size in ((4, count), (number, count), (5, number))
+    )
+    found = selection.best_of_groups(scores.float(), group, shares).tolist()
+    for mask, worth, home, share in zip(found, scores.tolist(), group.tolist(), shares.tolist(), strict=True):
+        for each in range(number):
+            own = sorted((at for at in range(count) if home[at] == each), key=lambda at: -worth[at])
+            assert [at for at in own if mask[at]] == own[: share[each]]
+
+
+def test_what_a_group_has_no_room_for_goes_to_the_next_ones_that_have_some():
+    wanted, room = torch.tensor([[4, 1, 0]]), torch.tensor([[2, 2, 9]])
+    assert selection.share_out(wanted, room, torch.tensor([[0, 1, 2]]), 5).tolist() == [[2, 2, 1]]
+    assert selection.share_out(wanted, room, torch.tensor([[2, 1, 0]]), 5).tolist() == [[2, 1, 2]]
+    assert selection.share_out(wanted, room + 9, torch.tensor([[0, 1, 2]]), 5).tolist() == [[4, 1, 0]]
