@@ -10,6 +10,7 @@ import pytest
 import torch
 from encoder_checks import *  # noqa: F403
 from encoder_checks import whole_attention
+from engine_checks import flop_counter
 from matrix import ENCODED
 from qwen_checks import PROMPTS, Prompts, make
 from torch import Tensor
@@ -127,3 +128,17 @@ def test_a_batch_keeps_what_its_samples_keep_alone(tiny, name):
         kept += [each.tolist() for each in run.stages[0].kept if len(each)]
     assert [len(each) for each in kept] == [12, 12, 27] * 2
     assert kept[:3] == kept[3:]
+
+
+@torch.no_grad()
+def test_what_looking_costs_is_counted_as_torch_counts_it(tiny):
+    model, prompts = tiny.model("sdpa"), make(PROMPTS["a video between two images"], tiny.stamp)
+    vision = {}
+    for name in ("uniform", "scope"):
+        with strategy.prune(model, VTRConfig(strategy=name, **KEPT)) as run, flop_counter() as counter:
+            model.generate(**prompts.call, max_new_tokens=2, do_sample=False)
+        assert sum(run.multiply_adds.values()) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
+        vision[name] = run.multiply_adds["vision"]
+    # Each patch of a frame pays all of its patches, in numbers as wide as all heads.
+    pairs = sum(frames * (16 * height * width * height * width) for frames, height, width in prompts.grids[0])
+    assert vision["scope"] - vision["uniform"] == pairs * 32
