@@ -107,8 +107,8 @@ def same_means(own: dict[str, Any], its: dict[str, Any], kind: str) -> None:
 
 # The stock loop prefills prompts of other kinds than these, and does it alike whatever the strategy.
 GRAPHED = ("one", "several")
-# Which of tokens that are alike these keep turns on rounding, and layers that are fused on a GPU round otherwise.
-ROUNDED = ("cdpruner", "prunesid", "vispruner")
+# Which of tokens that are alike these two keep turns on rounding, and layers that are fused on a GPU round otherwise.
+ROUNDED = ("cdpruner", "vispruner")
 
 
 def same_as_the_stock_loop(asked: Asked, ran: Counter[str], device: str, name: str, kind: str) -> None:
