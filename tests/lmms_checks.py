@@ -31,7 +31,7 @@ ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 @functools.cache
 def task_manager(name):
     """The tasks that a model of lmms-eval can be asked, read from 3,000 files."""
-    return TaskManager(include_path=str(TASKS), model_name=name)
+    return TaskManager(include_path=[str(TASKS), str(ROOT / "examples/clutter/tasks")], model_name=name)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ import io
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from datasets import Dataset, Features, Image, Value
@@ -21,12 +22,13 @@ AREA, ASPECT = (205_000, 260_000), (0.6, 1 / 0.6)  # of pictures of varied size,
 
 @dataclass(frozen=True)
 class TestSet:
-    """One task's questions: the file, the first seed of its scenes, and how its pictures are made."""
+    """One task's questions: the file, the first seed of its scenes, how its pictures are made, and their world."""
 
     file: Path
     first_seed: int
     varied: bool
     quality: int
+    subject: ModuleType = world
 
     def size(self, rng: random.Random) -> tuple[int, int]:
         """Height and width of the next picture."""
@@ -45,7 +47,7 @@ SETS = (
 
 def rows(test: TestSet) -> Iterator[dict[str, Any]]:
     """Two questions of different families a picture, 80 of each family."""
-    families = itertools.cycle(world.FAMILIES)
+    families = itertools.cycle(test.subject.FAMILIES)
     rng = random.Random(0)
     seeds = iter(range(test.first_seed, world.FIRST_TRAINING_SEED))
     for number in range(PICTURES):
@@ -53,11 +55,11 @@ def rows(test: TestSet) -> Iterator[dict[str, Any]]:
         asked: list[world.Question] = []
         while len(asked) < 2:  # not every scene has, say, a colour that only one object has
             seed = next(seeds)
-            scenes = world.sample_scenes(1, seed, test.size(rng))
-            candidates = list(world.questions(scenes, 0))
+            scenes = test.subject.sample_scenes(1, seed, test.size(rng))
+            candidates = list(test.subject.questions(scenes, 0))
             asked = [q for f in wanted for q in world.choose([c for c in candidates if c.family == f], 1, rng)]
         picture = io.BytesIO()
-        to_pil_image(world.render(scenes, seed)[0]).save(picture, "JPEG", quality=test.quality)
+        to_pil_image(test.subject.render(scenes, seed)[0]).save(picture, "JPEG", quality=test.quality)
         for place, question in enumerate(asked):
             yield {
                 "question_id": f"{number:03d}-{place}",
@@ -68,14 +70,14 @@ def rows(test: TestSet) -> Iterator[dict[str, Any]]:
             }
 
 
-def main() -> None:
+def write(sets: Iterable[TestSet]) -> None:
     """Write the files."""
     text = Value("string")
     features = Features(dict.fromkeys(("question_id", "question", "answer", "family"), text) | {"image": Image()})
-    for test in SETS:
+    for test in sets:
         Dataset.from_list(list(rows(test)), features=features).to_parquet(test.file)
         print(f"{test.file.name}: {test.file.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    write(SETS)

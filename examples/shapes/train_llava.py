@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import sentencepiece
 import torch
@@ -63,12 +64,12 @@ def load_tokenizer(
     return LlamaTokenizer(str(file), legacy=True, model_max_length=2048, pad_token="<unk>")
 
 
-def asked() -> Iterator[world.Question]:
-    """Questions enough to meet every word."""
+def asked(subject: ModuleType = world) -> Iterator[world.Question]:
+    """Questions about a world, enough to meet every word."""
     for seed in range(20):
-        scenes = world.sample_scenes(64, world.FIRST_TRAINING_SEED + seed)
+        scenes = subject.sample_scenes(64, world.FIRST_TRAINING_SEED + seed)
         for index in range(64):
-            yield from world.questions(scenes, index)
+            yield from subject.questions(scenes, index)
 
 
 def train_tokenizer(asked: Iterable[world.Question], template: str) -> bytes:
@@ -199,12 +200,13 @@ class LlavaStudent(training.Student):
         return {}
 
 
-def main() -> None:
-    """Train and export."""
-    options = training.options(__doc__)
+def main(student: type[LlavaStudent], description: str | None, **defaults: float) -> None:
+    """Train a student and export it, with the options of `training.options` and defaults of its own."""
+    options = training.options(str(description), **defaults)
     torch.manual_seed(0)
-    training.Run(LlavaStudent(load_tokenizer(Path(options.work), asked)), options).train()
+    tokenizer = load_tokenizer(Path(options.work), lambda: asked(student.subject))
+    training.Run(student(tokenizer), options).train()
 
 
 if __name__ == "__main__":
-    main()
+    main(LlavaStudent, __doc__)

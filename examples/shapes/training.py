@@ -1,4 +1,4 @@
-"""How a small vision-language model learns the shapes world; shared by all the checkpoints.
+"""How a small vision-language model learns a world, that of shapes or another; shared by all the checkpoints.
 
 Two stages. First the vision tower alone learns what each patch shows (shape, colour and place of an
 object, whether its centre lies there), through linear heads that are thrown away. Then everything
@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -27,24 +28,18 @@ from tqdm import tqdm
 import world
 
 IGNORED = -100
-DENSE_CLASSES = {
-    "shape": len(world.SHAPES) + 1,
-    "colour": len(world.COLOURS) + 1,
-    "place": len(world.PLACES) + 1,
-    "centre": 2,
-}
-
 DENSE_WEIGHT = 0.1  # of what the patches show, while everything learns to answer
 
 
 class Student(ABC, nn.Module):
     """What training needs to know of a model.
 
-    sizes: the pictures' (height, width) in pixels, of which each step takes one; cell: the side in pixels
-    of what one visual token shows; visual_width: channels of its features. further_loss: what the last
-    call of `answer` has to say beyond its logits.
+    subject: the module that draws scenes and asks about them. sizes: the pictures' (height, width) in pixels,
+    of which each step takes one; cell: the side in pixels of what one visual token shows; visual_width:
+    channels of its features. further_loss: what the last call of `answer` has to say beyond its logits.
     """
 
+    subject: ModuleType = world
     sizes: Sequence[tuple[int, int]]
     cell: int
     visual_width: int
@@ -63,12 +58,12 @@ class Student(ABC, nn.Module):
     def lesson(self, count: int, seed: int, device: torch.device) -> "Lesson":
         """Draw pictures of one size, and what can be asked about them."""
         size = random.Random(seed).choice(self.sizes)
-        scenes, grid = world.sample_scenes(count, seed, size), self.grid(size)
+        scenes, grid = self.subject.sample_scenes(count, seed, size), self.grid(size)
         return Lesson(
-            pictures=world.render(scenes, seed, device),
-            labels=world.patch_labels(scenes, grid),
+            pictures=self.subject.render(scenes, seed, device),
+            labels=self.subject.patch_labels(scenes, grid),
             grid=grid,
-            asked=[list(world.questions(scenes, index)) for index in range(count)],
+            asked=[list(self.subject.questions(scenes, index)) for index in range(count)],
         )
 
     @abstractmethod
@@ -182,7 +177,7 @@ class Run:
         self.student = student.to(options.device)
         self.options = options
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(student.visual_width, classes) for name, classes in DENSE_CLASSES.items()}
+            {name: nn.Linear(student.visual_width, classes) for name, classes in student.subject.LABELS.items()}
         ).to(options.device)
         self.state_file = Path(options.work) / "state.pt"
         self.state_file.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ class Question:
 
 def sample_scenes(count: int, seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Scenes:
     """Draw `count` scenes of three to six objects that do not touch; the same seed, the same scenes."""
-    scale = _scale(size)
+    scale = scale_of(size)
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -79,26 +79,46 @@ def sample_scenes(count: int, seed: int, size: tuple[int, int] = (SIDE, SIDE)) -
             values[:, k] = torch.where(repeats[:, k], values[:, k - 1], values[:, k])
         return values
 
-    extent = torch.tensor([size[1], size[0]], dtype=torch.float32)
     wanted = 3 + (uniform(count) * (MAX_OBJECTS - 2)).long()
     radius = scale * (RADIUS[0] + (RADIUS[1] - RADIUS[0]) * uniform(count, MAX_OBJECTS))
-    centre = torch.zeros(count, MAX_OBJECTS, 2)
     present = torch.arange(MAX_OBJECTS) < wanted[:, None]
-    rows = torch.arange(count)
-    for k in range(MAX_OBJECTS):
-        r = radius[:, k, None, None]
-        tries = r + uniform(count, 200, 2) * (extent - 2 * r)
-        distance = (tries[:, :, None] - centre[:, None, :k]).norm(dim=-1)
-        room = distance > (radius[:, k, None] + radius[:, :k] + scale * GAP)[:, None]
-        free = (room | ~present[:, None, :k]).all(dim=-1)
-        centre[:, k] = tries[rows, free.int().argmax(dim=-1)]
-        present[:, k] &= free.any(dim=-1)
+    centre, present = scatter(radius, present, size, scale * GAP, generator)
     angle = (uniform(count, MAX_OBJECTS) - 0.5) * 0.8
     return Scenes(size, present, attribute(len(SHAPES)), attribute(len(COLOURS)), centre, radius, angle)
 
 
-def _scale(size: tuple[int, int]) -> float:
+def scale_of(size: tuple[int, int]) -> float:
+    """Return how much larger than on a square picture everything is on a picture of a size."""
     return math.sqrt(size[0] * size[1]) / SIDE
+
+
+def scatter(
+    radius: Tensor, present: Tensor, size: tuple[int, int], gap: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Place objects at random so that the circles around them do not touch.
+
+    Args:
+        radius: [B, O] of the circles, in pixels.
+        present: [B, O] which objects are wanted.
+        size: Height and width of the pictures.
+        gap: Pixels between two circles.
+        generator: Draws the places.
+
+    Returns:
+        The centres [B, O, 2] as (x, y), and which objects [B, O] found a place.
+    """
+    count, objects = radius.shape
+    extent = torch.tensor([size[1], size[0]], dtype=torch.float32)
+    centre, present, rows = torch.zeros(count, objects, 2), present.clone(), torch.arange(count)
+    for k in range(objects):
+        r = radius[:, k, None, None]
+        tries = r + torch.rand(count, 200, 2, generator=generator) * (extent - 2 * r)
+        distance = (tries[:, :, None] - centre[:, None, :k]).norm(dim=-1)
+        room = distance > (radius[:, k, None] + radius[:, :k] + gap)[:, None]
+        free = (room | ~present[:, None, :k]).all(dim=-1)
+        centre[:, k] = tries[rows, free.int().argmax(dim=-1)]
+        present[:, k] &= free.any(dim=-1)
+    return centre, present
 
 
 def signed_distance(scenes: Scenes, points: Tensor) -> Tensor:
@@ -138,6 +158,8 @@ OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ring": lambda x, y: (torch.hypot(x, y) - 0.7).abs() - 0.22,
 }
 SHAPES = tuple(OUTLINES)
+# How many values the labels of a patch have, see `patch_labels`.
+LABELS = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "place": len(PLACES) + 1, "centre": 2}
 
 
 def render(scenes: Scenes, seed: int, device: torch.device | str = "cpu", frames: int = 1) -> Tensor:
@@ -146,41 +168,60 @@ def render(scenes: Scenes, seed: int, device: torch.device | str = "cpu", frames
     Of every `frames` scenes in a row, the frames of a clip, ground and shades are the same.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    count, (height, width) = len(scenes.present), scenes.size
+    count = len(scenes.present)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         drawn = torch.rand(count // frames, *shape, generator=generator, device=device)
         return (low + (high - low) * drawn).repeat_interleave(frames, dim=0)
 
-    y, x = torch.linspace(-1, 1, height, device=device)[:, None], torch.linspace(-1, 1, width, device=device)
-    # Muted greys and pastels: no ground is as saturated, as light or as dark as an object.
-    ground = uniform(0.38, 0.66, 1, 1, 1) + uniform(-0.07, 0.07, 3, 1, 1)
-    slope, wave = uniform(-0.08, 0.08, 2, 1, 1, 1), uniform(-2.5, 2.5, 3, 1, 1, 1)
-    ground = ground + slope[:, 0] * x + slope[:, 1] * y
-    ground = ground + 0.04 * torch.sin(wave[:, 0] * x + wave[:, 1] * y + 2 * wave[:, 2])
-
-    # Each object is painted on a square around it; the canvas has a border for squares that stick out.
-    crop = 2 * math.ceil(RADIUS[1] * _scale(scenes.size)) + 4
-    canvas = torch.nn.functional.pad(ground, (crop,) * 4)
-    offset = torch.arange(crop, device=device) - crop // 2
-    corner = scenes.centre.to(device).floor().long()
-    xs, ys = corner[..., :1] + offset, corner[..., 1:] + offset
-    points = torch.stack(torch.broadcast_tensors(xs[:, :, None, :], ys[:, :, :, None]), dim=-1) + 0.5
+    canvas = ground(uniform, scenes.size, device)
+    # Each object is painted on a square around it.
+    xs, ys, points = squares(scenes.centre, 2 * math.ceil(RADIUS[1] * scale_of(scenes.size)) + 4, device)
+    side = xs.shape[-1]
     cover = (0.5 - signed_distance(scenes, points.flatten(2, 3))).clamp(0, 1).view(points.shape[:4])
     palette = torch.tensor(list(COLOURS.values()), device=device)
     objects = scenes.present.shape[1]
-    paint = palette[scenes.colour.to(device)] + uniform(-0.03, 0.03, objects, 3)
+    colour = palette[scenes.colour.to(device)] + uniform(-0.03, 0.03, objects, 3)
     light = uniform(-0.28, 0.28, objects, 2, 1, 1)
-    shade = 1 + (light[:, :, 0] * offset + light[:, :, 1] * offset[:, None]) / crop
-    rows = torch.arange(count, device=device)[:, None, None, None]
-    channels = torch.arange(3, device=device)[:, None, None]
-    for k in range(objects):
-        where = (rows, channels, ys[:, k, None, :, None] + crop, xs[:, k, None, None, :] + crop)
-        colour = paint[:, k, :, None, None] * shade[:, k, None]
-        canvas[where] = torch.lerp(canvas[where], colour, cover[:, k, None])
-    picture = canvas[:, :, crop:-crop, crop:-crop]
-    noise = torch.randn(picture.shape, generator=generator, device=device)
-    return (picture + 0.012 * noise).clamp(0, 1)
+    offset = torch.arange(side, device=device) - side // 2
+    shade = 1 + (light[:, :, 0] * offset + light[:, :, 1] * offset[:, None]) / side
+    canvas = paint(canvas, xs, ys, colour[..., None, None] * shade[:, :, None], cover)
+    noise = torch.randn(canvas.shape, generator=generator, device=device)
+    return (canvas + 0.012 * noise).clamp(0, 1)
+
+
+def ground(uniform: Callable[..., Tensor], size: tuple[int, int], device: torch.device | str) -> Tensor:
+    """Draw smooth grounds [B, 3, H, W] with `uniform(low, high, *shape)`, which draws numbers for each picture."""
+    y, x = (torch.linspace(-1, 1, side, device=device) for side in size)
+    y = y[:, None]
+    # Muted greys and pastels: no ground is as saturated, as light or as dark as an object.
+    colour = uniform(0.38, 0.66, 1, 1, 1) + uniform(-0.07, 0.07, 3, 1, 1)
+    slope, wave = uniform(-0.08, 0.08, 2, 1, 1, 1), uniform(-2.5, 2.5, 3, 1, 1, 1)
+    colour = colour + slope[:, 0] * x + slope[:, 1] * y
+    return colour + 0.04 * torch.sin(wave[:, 0] * x + wave[:, 1] * y + 2 * wave[:, 2])
+
+
+def squares(centre: Tensor, side: int, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the columns and rows [B, O, side] of squares around centres [B, O, 2], and their pixels' middles."""
+    offset = torch.arange(side, device=device) - side // 2
+    corner = centre.to(device).floor().long()
+    xs, ys = corner[..., :1] + offset, corner[..., 1:] + offset
+    return xs, ys, torch.stack(torch.broadcast_tensors(xs[:, :, None, :], ys[:, :, :, None]), dim=-1) + 0.5
+
+
+def paint(canvas: Tensor, xs: Tensor, ys: Tensor, colour: Tensor, cover: Tensor) -> Tensor:
+    """Paint objects one after the other on pictures [B, 3, H, W], each on its square, which may stick out.
+
+    colour: [B, O, 3, side, side]; cover: [B, O, side, side], 0 where the object leaves a pixel as it is.
+    """
+    border = xs.shape[-1]
+    canvas = torch.nn.functional.pad(canvas, (border,) * 4)
+    rows = torch.arange(len(canvas), device=canvas.device)[:, None, None, None]
+    channels = torch.arange(3, device=canvas.device)[:, None, None]
+    for k in range(xs.shape[1]):
+        where = (rows, channels, ys[:, k, None, :, None] + border, xs[:, k, None, None, :] + border)
+        canvas[where] = torch.lerp(canvas[where], colour[:, k], cover[:, k, None])
+    return canvas[:, :, border:-border, border:-border]
 
 
 def patch_labels(scenes: Scenes, grid: tuple[int, int], **more: Tensor) -> dict[str, Tensor]:
@@ -198,7 +239,7 @@ def patch_labels(scenes: Scenes, grid: tuple[int, int], **more: Tensor) -> dict[
     middle = torch.nn.functional.one_hot(row * grid[1] + column, grid[0] * grid[1])
     weight = inside + 2 * middle * scenes.present[:, :, None]
     best, which = weight.max(dim=1)
-    known = {"shape": scenes.shape, "colour": scenes.colour, "place": _cell(scenes)} | more
+    known = {"shape": scenes.shape, "colour": scenes.colour, "place": cells(scenes)} | more
     labels = {name: torch.where(best > 0, values.gather(1, which) + 1, 0) for name, values in known.items()}
     return labels | {"centre": (best >= 2).long()}
 
@@ -206,9 +247,9 @@ def patch_labels(scenes: Scenes, grid: tuple[int, int], **more: Tensor) -> dict[
 def questions(scenes: Scenes, index: int) -> Iterator[Question]:
     """Every question that can be asked about one scene of the batch and has one right answer."""
     colours = tuple(COLOURS)
-    places = _places(scenes, index)
+    where = places(scenes, index)
     objects = [
-        (SHAPES[int(scenes.shape[index, k])], colours[int(scenes.colour[index, k])], places[k])
+        (SHAPES[int(scenes.shape[index, k])], colours[int(scenes.colour[index, k])], where[k])
         for k in scenes.present[index].nonzero().flatten().tolist()
     ]
     pairs = [(shape, colour) for shape, colour, _ in objects]
@@ -266,14 +307,14 @@ def _thirds(scenes: Scenes) -> Tensor:
     return scenes.centre / torch.tensor([scenes.size[1], scenes.size[0]]) * 3
 
 
-def _cell(scenes: Scenes) -> Tensor:
-    """The index [B, O] into PLACES, read row by row, of each object's centre."""
+def cells(scenes: Scenes) -> Tensor:
+    """Return the index [B, O] into PLACES, read row by row, of each object's centre."""
     column, row = _thirds(scenes).long().clamp(0, 2).unbind(-1)
     return row * 3 + column
 
 
-def _places(scenes: Scenes, index: int) -> list[str | None]:
-    """The place of each object of a scene, None in a corner or too near to a border between cells."""
+def places(scenes: Scenes, index: int) -> list[str | None]:
+    """Return the place of each object of a scene, None in a corner or too near to a border between cells."""
     margin = (_thirds(scenes)[index, :, None] - torch.tensor([[1.0], [2.0]])).abs().amin(dim=(1, 2))
-    cells = _cell(scenes)[index].tolist()
-    return [PLACES[cell] if far else None for cell, far in zip(cells, margin >= 3 * PLACE_MARGIN, strict=True)]
+    found = cells(scenes)[index].tolist()
+    return [PLACES[cell] if far else None for cell, far in zip(found, margin >= 3 * PLACE_MARGIN, strict=True)]

@@ -112,13 +112,16 @@ def test_documented_python_runs_and_its_strategy_prunes(monkeypatch, capsys):
         strategy.VTRConfig(head_choice="max")
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2", "qwen3", "qwen3_5", "video"])
-def test_the_documented_training_is_understood(monkeypatch, name):
+TRAINED = {name: f"shapes-{name}" for name in ("llava", "qwen2", "qwen3", "qwen3_5", "video")}
+
+
+@pytest.mark.parametrize(("name", "trained"), [*TRAINED.items(), ("clutter", "clutter-llava")])
+def test_the_documented_training_is_understood(monkeypatch, name, trained):
     [words] = [words for _, words in COMMANDS if any(f"train_{name}.py" in word for word in words)]
     start = next(i for i, word in enumerate(words) if f"train_{name}.py" in word)
     assert (ROOT / words[start]).is_file()
     monkeypatch.setattr(sys, "argv", words[start:])
-    assert str(training.options("").out) == f"/tmp/shapes-{name}/checkpoint"
+    assert str(training.options("").out) == f"/tmp/{trained}/checkpoint"
 
 
 def test_a_documented_strategy_is_one_short_file_that_the_matrix_tests(tmp_path):

@@ -41,7 +41,7 @@ def test_test_and_training_pictures_come_from_different_seeds(monkeypatch):
         list(make_questions.rows(test))
     assert len(seeds) == len(set(seeds)), "the tasks share no scene"
     assert max(seeds) < world.FIRST_TRAINING_SEED
-    student = argparse.Namespace(sizes=[(336, 336), (280, 420)])
+    student = argparse.Namespace(subject=world, sizes=[(336, 336), (280, 420)])
     student.lesson = lambda *drawn: training.Student.lesson(student, *drawn)
     student.grid = lambda size: (4, 4)
     run = argparse.Namespace(options=argparse.Namespace(batch=1, device="cpu"), student=student)
