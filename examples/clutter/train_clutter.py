@@ -11,4 +11,4 @@ class ClutterStudent(train_llava.LlavaStudent):
 
 
 if __name__ == "__main__":
-    train_llava.main(ClutterStudent, __doc__, dense_steps=3000, answer_steps=3600)
+    train_llava.main(ClutterStudent, __doc__, dense_steps=4500, answer_steps=3000)
