@@ -1,12 +1,15 @@
 """The columns of a comparison: the Markdown table, the CSV and the report read this list."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from comparison.intervals import interval, paired_interval
-from comparison.runs import Run
+from comparison.published import Published
+from comparison.runs import RANDOM, UNPRUNED, Run, ordered, unpruned_of
+from comparison.significance import LEVEL, holm, p_value
 
 DASH = "-"
 Row = TypeVar("Row")
@@ -27,6 +30,7 @@ class Column(Generic[Row]):
         get: Returns the value of a row: a number or a text, or a list or mapping of those. A number that a row does not
             have is nan.
         of_failed: Whether a run that failed has a value.
+        optional: Whether tables leave the column out where no row has a value.
     """
 
     key: str | None = None
@@ -35,13 +39,25 @@ class Column(Generic[Row]):
     format: Callable[[Any], str] = str
     get: Callable[[Row], Any]
     of_failed: bool = False
+    optional: bool = False
 
 
 class ComparedRun(NamedTuple):
-    """A run beside the unpruned run on the same questions, which is None if there is none."""
+    """A run beside others on the same questions.
+
+    Attributes:
+        run: The run.
+        unpruned: The unpruned run; None if there is none.
+        random: Random tokens at the same budget; None if there are none.
+        p: The p value of being better than random tokens, adjusted for the number of comparisons; else nan.
+        published: What a paper says of the same model, task, strategy and budget; None if no paper is known to.
+    """
 
     run: Run
     unpruned: Run | None
+    random: Run | None = None
+    p: float = math.nan
+    published: Published | None = None
 
     @property
     def interval(self) -> dict[str, float]:
@@ -57,13 +73,24 @@ class ComparedRun(NamedTuple):
     @property
     def difference(self) -> dict[str, float]:
         """Return the accuracy minus the unpruned, with its paired interval; nan for the unpruned run itself."""
-        run, unpruned = self
-        if unpruned is None or run is unpruned:
-            return {"": math.nan} | _bounds((math.nan, math.nan))
-        # A metric that is no mean over questions has no scores to pair.
-        paired = run.scores and unpruned.scores
-        bounds = paired_interval(run.scores, unpruned.scores) if paired else (math.nan, math.nan)
-        return {"": run.accuracy - unpruned.accuracy} | _bounds(bounds)
+        return _difference(self.run, self.unpruned)
+
+    @property
+    def difference_to_random(self) -> dict[str, float]:
+        """Return the accuracy minus that of random tokens, with its paired interval; nan for these and the unpruned."""
+        return _difference(self.run, self.random)
+
+    @property
+    def published_values(self) -> dict[str, Any]:
+        """Return the published percentage of the unpruned, and its source; nan and nothing if there is none."""
+        percent, source = self.published or (math.nan, "")
+        return {"percent_of_unpruned": percent, "source": source}
+
+    @property
+    def spread(self) -> float:
+        """Return the standard deviation of the accuracy over the seeds; nan for a single run."""
+        accuracies = self.run.draw_accuracies
+        return stdev(accuracies) if len(accuracies) > 1 else math.nan
 
     @property
     def kept_tokens(self) -> list[float]:
@@ -75,6 +102,43 @@ class ComparedRun(NamedTuple):
         """Return the percentage of scoring in the operations of the prefill."""
         operations = self.run.operations
         return 100 * self.run.record["multiply_adds"]["scoring"] / operations if operations else math.nan
+
+
+def _difference(run: Run, other: Run | None) -> dict[str, float]:
+    """Return the accuracy of a run minus that of another one, with its paired interval."""
+    if other is None or run is other:
+        return {"": math.nan} | _bounds((math.nan, math.nan))
+    # A metric that is no mean over questions has no scores to pair.
+    paired = run.scores and other.scores
+    bounds = paired_interval(run.scores, other.scores) if paired else (math.nan, math.nan)
+    return {"": run.accuracy - other.accuracy} | _bounds(bounds)
+
+
+def compared(runs: Sequence[Run], published: Mapping[str, Published] | None = None) -> list[ComparedRun]:
+    """Return each run beside those that it is compared with, the unpruned run first.
+
+    Args:
+        runs: The runs of one task.
+        published: Of runs, by their names.
+
+    Raises:
+        ValueError: As for `ordered`.
+    """
+    runs = ordered(runs)
+    finished = [run for run in runs if run.failed is None]
+    unpruned = unpruned_of(runs)
+    random = {run.budget: run for run in finished if run.strategy == RANDOM}
+    others = [random.get(run.budget) if run in finished and run.strategy != UNPRUNED else None for run in runs]
+    values = holm(
+        [
+            p_value(run.scores, other.draws or (other.scores,)) if other and run is not other else math.nan
+            for run, other in zip(runs, others, strict=True)
+        ]
+    )
+    return [
+        ComparedRun(run, unpruned, other, p, (published or {}).get(run.name))
+        for run, other, p in zip(runs, others, values, strict=True)
+    ]
 
 
 def _bounds(bounds: tuple[float, float]) -> dict[str, float]:
@@ -93,6 +157,10 @@ def _interval_text(bounds: Mapping[str, float]) -> str:
 def _difference_text(value: Mapping[str, float]) -> str:
     bounds = "" if math.isnan(value["low"]) else f" ({value['low']:+.3f} to {value['high']:+.3f})"
     return number("+.3f")(value[""]) + bounds
+
+
+def _better_text(p: float) -> str:
+    return DASH if math.isnan(p) else f"{'yes' if p < LEVEL else 'not shown'}, p = {p:.4f}"
 
 
 def _stages_text(kept: list[float]) -> str:
@@ -115,6 +183,29 @@ COLUMNS: list[Column[ComparedRun]] = [
         get=lambda row: row.percent_of_unpruned,
     ),
     Column(key="difference", header="difference to unpruned", format=_difference_text, get=lambda row: row.difference),
+    Column(
+        key="difference_to_random",
+        header="difference to random",
+        format=_difference_text,
+        get=lambda row: row.difference_to_random,
+        optional=True,
+    ),
+    Column(key="p", header="better than random?", format=_better_text, get=lambda row: row.p, optional=True),
+    Column(
+        key="spread",
+        header="standard deviation over seeds",
+        format=number(".4f"),
+        get=lambda row: row.spread,
+        optional=True,
+    ),
+    Column(key="seeds", get=lambda row: len(row.run.draws) or 1),
+    Column(
+        key="published",
+        header="published % of unpruned",
+        format=lambda value: f"{value['percent_of_unpruned']:.1f} ({value['source']})" if value["source"] else DASH,
+        get=lambda row: row.published_values,
+        optional=True,
+    ),
     # Tables have this column at their end.
     Column(key="seconds", get=lambda row: row.run.seconds),
     # The CSV has all that a record holds, see below.

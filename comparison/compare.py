@@ -32,30 +32,37 @@ from comparison.cli import (
     take_options,
     unpruned_options,
 )
+from comparison.export import export
 from comparison.listing import ListStrategies
 from comparison.pictures import draw
+from comparison.published import published_figures
 from comparison.report import Example, write
-from comparison.runs import Run, load, run_name, run_of, save, strategy_and_budget
+from comparison.runs import Run, load, pooled, run_name, run_of, save, strategy_and_budget
 from comparison.tables import csv, markdown
-from strategy.config import describe_options
+from strategy.config import describe_options, strategy_options
 from strategy.evaluation import digest
 from strategy.evaluation.files import write_whole
 
-SET_OTHERWISE = ("enabled", "strategy", "keep_tokens", "retain_ratio")
-HOW = "since --strategies and --budgets set it"
+SET_OTHERWISE = ("enabled", "strategy", "keep_tokens", "retain_ratio", "seed")
+HOW = "since --strategies, --budgets and --seeds set it"
+ALL = "all"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = model_parser(__doc__)
-    parser.add_argument("--strategies", required=True, help=f"some of {','.join(strategy.available())}")
+    parser.add_argument("--strategies", required=True, help=f"some of {','.join(strategy.available())}; or {ALL}")
     parser.add_argument("--budgets", required=True, help="numbers of tokens, such as 192,128,64")
     parser.add_argument("--tasks", required=True, help="tasks of lmms-eval; for videollava folders, see its README")
     parser.add_argument("--limit", type=int, help="only the first so many questions; all if not given")
+    parser.add_argument("--seeds", type=int, default=3, help="how often random tokens are drawn")
     parser.add_argument(
         "--examples", type=int, default=1, help="pictures a strategy of what it got right, and of wrong"
     )
     parser.add_argument("--output", type=Path, default=Path("results/compare"), help="folder for runs and reports")
+    parser.add_argument(
+        "--export", type=Path, help="folder for samples as VTC-Bench reads them, and a tidy table; none if not given"
+    )
     parser.add_argument(
         "--list", nargs=0, action=ListStrategies, default=False, help="print all strategies and what they need, and end"
     )
@@ -75,14 +82,27 @@ def options_of_runs(arguments: argparse.Namespace) -> list[OptionValues]:
         raise ValueError(f"--budgets {arguments.budgets}: want whole numbers of tokens, such as 192,128,64")
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"--limit {arguments.limit}: want a number of questions from 1 up")
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds {arguments.seeds}: want a number of draws from 1 up")
     if arguments.examples < 0:
         raise ValueError(f"--examples {arguments.examples}: want a number of pictures from 0 up")
     given = take_options(arguments, SET_OTHERWISE, HOW)
     budgets = [int(budget) for budget in dict.fromkeys(arguments.budgets.split(","))]
-    strategies = list(dict.fromkeys(arguments.strategies.split(",")))
-    runs = [pruned_options(name, given, keep_tokens=budget) for name in strategies for budget in budgets]
+    named = strategy.available() if arguments.strategies == ALL else arguments.strategies.split(",")
+    strategies = list(dict.fromkeys(named))
+    runs = [
+        pruned_options(name, given, keep_tokens=budget, **draw)
+        for name in strategies
+        for budget in budgets
+        for draw in draws_of(name, arguments.seeds)
+    ]
     check_used(given, strategies)
     return [unpruned_options(given), *runs]
+
+
+def draws_of(name: str, seeds: int) -> list[dict[str, int]]:
+    """Return the options of each draw of a strategy: one for each seed if it has seeds, otherwise none."""
+    return [{"seed": seed} for seed in range(seeds)] if name in strategy_options()["seed"] else [{}]
 
 
 def path_of(folder: Path, settings: Mapping[str, Any], options: OptionValues) -> Path:
@@ -167,7 +187,8 @@ def draw_examples(
     numbers = sorted({number for _, number in chosen})
     if not numbers:
         return []
-    by_name = {run_name(*strategy_and_budget(each)): each for each in options}
+    # Of several draws the first is shown, whose answers the run has.
+    by_name = {run_name(*strategy_and_budget(each)): each for each in reversed(options)}
     unpruned = dict(zip(numbers, evaluator.inspect_many(task, numbers, options[0], limit), strict=True))
     drawn = []
     for name in tqdm(list(dict.fromkeys(run.name for run, _ in chosen)), desc="Drawing", unit="run"):
@@ -199,8 +220,10 @@ def facts(arguments: argparse.Namespace, given: OptionValues, task: str, run: Ru
     }
 
 
-def compare(evaluator: Evaluator, arguments: argparse.Namespace, options: Sequence[OptionValues], task: str) -> None:
-    """Run or load the runs of one task, and write the table, the CSV and the report."""
+def compare(
+    evaluator: Evaluator, arguments: argparse.Namespace, options: Sequence[OptionValues], task: str
+) -> list[Run]:
+    """Run or load the runs of one task, and write the table, the CSV and the report; return the runs."""
     folder = arguments.output / arguments.model / Path(task).name
     settings = {name: getattr(arguments, name) for name in ("pretrained", "model_args", "limit")}
     settings |= {
@@ -218,14 +241,18 @@ def compare(evaluator: Evaluator, arguments: argparse.Namespace, options: Sequen
         runs.append(run_or_load(evaluator, task, own, arguments.limit, file))
         if runs[-1].graph_report:
             print(f"decisions of the graph engine:\n{runs[-1].graph_report}")
+    runs = pooled(runs)
+    given = {name: value for own in options for name, value in own.items() if name not in SET_OTHERWISE}
+    # A paper's figures are those of all questions, with its own options.
+    published = {} if arguments.limit or set(given) - {"engine"} else published_figures(arguments.pretrained, runs)
     chosen = choose_examples(runs, arguments.examples)
     examples = draw_examples(evaluator, task, chosen, options, arguments.limit)
-    table = markdown(runs)
+    table = markdown(runs, published)
     write_whole(folder / "table.md", table.encode())
-    write_whole(folder / "table.csv", csv(runs).encode())
-    shared = {name: value for own in options for name, value in own.items() if name not in SET_OTHERWISE}
-    write(runs, examples, facts(arguments, shared, task, runs[0]), folder / "report.html")
+    write_whole(folder / "table.csv", csv(runs, published).encode())
+    write(runs, examples, facts(arguments, given, task, runs[0]), folder / "report.html", published)
     print(f"\n{table}\nwritten to {folder}: table.md, table.csv, report.html")
+    return runs
 
 
 def main() -> None:
@@ -235,8 +262,9 @@ def main() -> None:
         arguments.output.mkdir(parents=True, exist_ok=True)
         options = options_of_runs(arguments)
         evaluator = load_evaluator(arguments)
-        for task in arguments.tasks.split(","):
-            compare(evaluator, arguments, options, task)
+        runs = [compare(evaluator, arguments, options, task) for task in arguments.tasks.split(",")]
+        if arguments.export is not None:
+            print(f"exported to {export(arguments.export, arguments.pretrained, runs)}")
     except (ValueError, OSError) as error:
         sys.exit(f"compare: {error}")
     except KeyboardInterrupt:

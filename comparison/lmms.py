@@ -1,6 +1,7 @@
 """Questions of lmms-eval's tasks, answered by one of its models."""
 
 import gc
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -14,6 +15,7 @@ from lmms_eval.tasks import TaskManager, get_task_dict
 import strategy
 from comparison.inspection import Inspection, StageRecorder
 from comparison.runs import Run, run_of
+from strategy.backbone import find_backbone
 from strategy.evaluation.pictures import open_picture, to_rgb
 
 
@@ -62,6 +64,7 @@ class Lmms:
         if task not in tasks.all_subtasks:
             raise ValueError(f"--tasks {task}: lmms-eval has no single task of that name; name a group's tasks")
         lm = self.load(options)
+        nominal_tokens = find_backbone(lm.model).nominal_tokens  # lmms-eval takes the model away at the end
         results = simple_evaluate(
             model=lm, tasks=[task], task_manager=tasks, limit=limit, batch_size=1, log_samples=True
         )
@@ -80,6 +83,8 @@ class Lmms:
             targets=tuple(str(sample["target"]) for sample in samples),
             record=lm.record.means(),
             graph_report=lm.record.graph_report(),
+            nominal_tokens=nominal_tokens,
+            samples=tuple(map(_sample_line, samples)),
             seconds=lm.seconds / len(samples),
         )
 
@@ -147,6 +152,16 @@ def _answer(responses: Sequence[Any]) -> str:
         return texts[0]
     losses = [loss for loss, _ in texts]
     return str(losses.index(min(losses)))
+
+
+def _sample_line(sample: Mapping[str, Any]) -> str:
+    """Return what lmms-eval logs of a question as a line of its files, with the document, which newer versions omit."""
+    kept = {name: value for name, value in sample.items() if name not in ("arguments", "resps", "token_counts")}
+    responses = [getattr(response, "text", response) for response in sample["filtered_resps"]]
+    kept["input"] = sample["arguments"][0]
+    kept["target"] = str(sample["target"])
+    kept["filtered_resps"] = responses[0] if len(responses) == 1 else responses
+    return json.dumps(kept, default=str)
 
 
 def _metric(results: Mapping[str, Any]) -> tuple[str, float]:

@@ -15,8 +15,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from comparison.intervals import interval
-from comparison.runs import UNPRUNED, Run, ordered
-from comparison.tables import table, unit, unpruned_of
+from comparison.published import Figures
+from comparison.runs import UNPRUNED, Run, ordered, unpruned_of
+from comparison.tables import table, unit
 from strategy.evaluation.files import write_whole
 from strategy.metrics.record import PARTS
 
@@ -178,7 +179,13 @@ def _figures(runs: Sequence[Run]) -> list[tuple[str, str]]:
         return [(_svg(draw(runs), f"plot{i}", text), text) for i, (text, draw) in enumerate(captions.items())]
 
 
-def write(runs: Sequence[Run], examples: Sequence[Example], about: Mapping[str, str], path: Path) -> None:
+def write(
+    runs: Sequence[Run],
+    examples: Sequence[Example],
+    about: Mapping[str, str],
+    path: Path,
+    published: Figures | None = None,
+) -> None:
     """Write the report.
 
     Args:
@@ -186,10 +193,11 @@ def write(runs: Sequence[Run], examples: Sequence[Example], about: Mapping[str, 
         examples: Questions to show.
         about: Facts about the runs, in order.
         path: The file to write.
+        published: What papers say of runs, by the names of these.
     """
     runs = ordered(runs)
     finished = [run for run in runs if run.failed is None]
-    headers, rows = table(runs)
+    headers, rows = table(runs, published)
     # Questions and answers come from data sets and models, so they are escaped.
     environment = Environment(loader=PackageLoader("comparison", "."), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html.j2").render(

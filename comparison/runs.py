@@ -3,14 +3,16 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypedDict
 
 from strategy.evaluation.files import write_whole
 from strategy.metrics.record import PARTS
 
 UNPRUNED = "unpruned"
+RANDOM = "random"  # the strategy that others are compared with
 
 
 class RecordMeans(TypedDict, total=False):
@@ -42,6 +44,10 @@ class Run:
         record: What the model kept and what that cost.
         seconds: Wall time a question.
         graph_report: What the graph engine decided, and why; see `RunRecord.graph_report`.
+        nominal_tokens: What a budget is counted against, see `Facts`; 0 if the run was stored without it.
+        samples: One a question, what lmms-eval logs of it, as a line of JSON; for `export`.
+        draws: The scores of each seed, where the run is the mean of several; see `pool`.
+        draw_accuracies: The accuracy of each seed, likewise.
         failed: Why the run could not be made; then accuracy and seconds are nan, and the rest is empty.
     """
 
@@ -57,11 +63,22 @@ class Run:
     seconds: float
     failed: str | None = None
     graph_report: str = ""
+    nominal_tokens: int = 0
+    samples: tuple[str, ...] = ()
+    draws: tuple[tuple[float, ...], ...] = ()
+    draw_accuracies: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
         """Return strategy and budget."""
         return run_name(self.strategy, self.budget)
+
+    @property
+    def ratio(self) -> float:
+        """Return the budget as a share of the visual tokens; 1 if unpruned, nan if that is not known."""
+        if self.budget is None:
+            return 1.0
+        return self.budget / self.nominal_tokens if self.nominal_tokens else math.nan
 
     @property
     def operations(self) -> float:
@@ -82,6 +99,47 @@ def strategy_and_budget(options: Mapping[str, Any]) -> tuple[str, int | None]:
 def run_of(options: Mapping[str, Any], **fields: Any) -> Run:
     """Return a run with these pruning options, and with the other fields of `Run`."""
     return Run(*strategy_and_budget(options), **fields)
+
+
+def pool(runs: Sequence[Run]) -> Run:
+    """Return runs of one strategy and budget that differ in their seed as one, of the means over them.
+
+    Answers, samples and decisions are those of the first seed. Of runs that failed the first is returned as it is.
+    """
+    first = next((run for run in runs if run.failed is not None), runs[0])
+    if len(runs) == 1 or first.failed is not None:
+        return first
+    return replace(
+        first,
+        accuracy=fmean(run.accuracy for run in runs),
+        scores=tuple(map(fmean, zip(*(run.scores for run in runs), strict=True))),
+        record=_mean_of([run.record for run in runs]),
+        seconds=fmean(run.seconds for run in runs),
+        draws=tuple(run.scores for run in runs),
+        draw_accuracies=tuple(run.accuracy for run in runs),
+    )
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    """Return the mean of numbers, or of each number inside lists or mappings that are alike."""
+    if isinstance(values[0], Mapping):
+        return {name: _mean_of([each[name] for each in values]) for name in values[0]}
+    if isinstance(values[0], list):
+        return [_mean_of(each) for each in zip(*values, strict=True)]
+    return fmean(values)
+
+
+def pooled(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with those of one strategy and budget pooled, see `pool`, in the order of the first of each."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(run)
+    return [pool(group) for group in groups.values()]
+
+
+def unpruned_of(runs: Sequence[Run]) -> Run | None:
+    """Return the unpruned run; None if there is none, or if it failed."""
+    return next((run for run in runs if run.strategy == UNPRUNED and run.failed is None), None)
 
 
 def ordered(runs: Sequence[Run]) -> list[Run]:

@@ -10,8 +10,9 @@ from typing import Any
 from pytablewriter import MarkdownTableWriter
 from pytablewriter.style import Style
 
-from comparison.columns import COLUMNS, DASH, Column, ComparedRun
-from comparison.runs import UNPRUNED, Run, ordered
+from comparison.columns import COLUMNS, DASH, Column, ComparedRun, compared
+from comparison.published import Figures
+from comparison.runs import Run, ordered
 
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 
@@ -22,21 +23,20 @@ def unit(values: Iterable[float]) -> tuple[float, str]:
     return next(((factor, letter) for factor, letter in UNITS if largest >= factor), UNITS[-1])
 
 
-def unpruned_of(runs: Sequence[Run]) -> Run | None:
-    """Return the unpruned run; None if there is none, or if it failed."""
-    return next((run for run in runs if run.strategy == UNPRUNED and run.failed is None), None)
-
-
-def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+def table(runs: Sequence[Run], published: Figures | None = None) -> tuple[list[str], list[list[str]]]:
     """Return headers and rows as text, the unpruned run first.
 
-    A column of operations has one unit, which its header names.
+    A column of operations has one unit, which its header names. An optional column without a value is left out.
+
+    Args:
+        runs: The runs of one task.
+        published: What papers say of runs, by the names of these.
     """
-    runs = ordered(runs)
-    rows = [ComparedRun(run, unpruned_of(runs)) for run in runs]
-    filled = [_cells(column, rows) for column in COLUMNS if column.header is not None]
-    cells = zip(*(cells for _, cells in filled), strict=True)
-    return [header for header, _ in filled], [list(row) for row in cells]
+    rows = compared(runs, published)
+    filled = [(*_cells(column, rows), column.optional) for column in COLUMNS if column.header is not None]
+    filled = [each for each in filled if not each[2] or set(each[1]) - {DASH}]
+    cells = zip(*(cells for _, cells, _ in filled), strict=True)
+    return [header for header, *_ in filled], [list(row) for row in cells]
 
 
 def _cells(column: Column[ComparedRun], rows: Sequence[ComparedRun]) -> tuple[str, list[str]]:
@@ -58,9 +58,9 @@ def _escaped(text: str) -> str:
     return " ".join(text.split()).translate({ord(mark): f"&#{ord(mark)};" for mark in "&<|\\"})
 
 
-def markdown(runs: Sequence[Run]) -> str:
+def markdown(runs: Sequence[Run], published: Figures | None = None) -> str:
     """Return the table in Markdown, followed by a note on each run that failed."""
-    headers, rows = table(runs)
+    headers, rows = table(runs, published)
     writer = MarkdownTableWriter(
         headers=[_escaped(header) for header in headers],
         value_matrix=[[_escaped(cell) for cell in row] for row in rows],
@@ -84,16 +84,14 @@ def _flat(value: Any, name: str) -> dict[str, Any]:
     return {key: item for part, each in parts for key, item in _flat(each, f"{name}_{part}".strip("_")).items()}
 
 
-def csv(runs: Sequence[Run]) -> str:
+def csv(runs: Sequence[Run], published: Figures | None = None) -> str:
     """Return one line a run, unrounded; a number that a run does not have is an empty cell."""
-    runs = ordered(runs)
     rows: list[dict[str, Any]] = []
-    for run in runs:
-        compared = ComparedRun(run, unpruned_of(runs))
-        columns = [each for each in COLUMNS if each.key is not None and (run.failed is None or each.of_failed)]
+    for row in compared(runs, published):
+        columns = [each for each in COLUMNS if each.key is not None and (row.run.failed is None or each.of_failed)]
         rows.append({})
         for column in columns:
-            rows[-1] |= _flat(column.get(compared), str(column.key))
+            rows[-1] |= _flat(column.get(row), str(column.key))
     # Runs have different numbers of stages: the run with most columns leads.
     names = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
     text = io.StringIO()

@@ -1,5 +1,6 @@
 """Questions of a video benchmark in the published layout, answered by Video-LLaVA."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from tqdm import tqdm
 import strategy
 from comparison.inspection import Inspection, StageRecorder
 from comparison.runs import Run, run_of
+from strategy.backbone import find_backbone
 from videollava.eval.video.matching import matches
 from videollava.eval.video.questions import Sample, read_samples
 from videollava.eval.video.run_inference_video_qa import Answerer
@@ -73,6 +75,19 @@ class Videos:
             targets=tuple(sample.answer for sample in samples),
             record=record.means(),
             graph_report=record.graph_report(),
+            nominal_tokens=find_backbone(self._answerer.model).nominal_tokens,
+            samples=tuple(
+                json.dumps(
+                    {
+                        "doc_id": number,
+                        "doc": {"question": sample.question, "answer": sample.answer},
+                        "target": sample.answer,
+                        "filtered_resps": answer,
+                        "accuracy": score,
+                    }
+                )
+                for number, (sample, answer, score) in enumerate(zip(samples, answers, scores, strict=True))
+            ),
             seconds=seconds / len(samples),
         )
 

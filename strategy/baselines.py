@@ -1,19 +1,27 @@
 """Baselines: what any strategy has to beat."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from strategy.base import Strategy, View, mean_of
 from strategy.clse import CLSE
-from strategy.options import Options
+from strategy.options import Options, at_least, option
 from strategy.plan import Facts, Grid, Plan
 from strategy.registry import register
 
-SEED = 0
+SEEDS, MOST_STAGES = 1 << 20, 1 << 10  # different draws; beyond these bounds, 64 bits would not hold them
 BUDGET = 192  # tokens, where none is given: CLSE's
 ELSEWHERE = 1e6  # tokens of another frame or picture are farther than any on the grid
+
+
+@dataclass(frozen=True, init=False)
+class RandomOptions(Options):
+    """The options of `random`."""
+
+    seed: int = option(0, at_least(0), "Which random numbers: another seed is another draw.")
 
 
 @register("random")
@@ -23,12 +31,13 @@ class Random(CLSE):
     Whatever CLSE gains over this one it gains by its score, since everything else is CLSE's.
     """
 
-    options_type = Options
+    options_type = RandomOptions
 
     def score(self, view: View) -> Tensor:
         samples, count = view.visual.shape
         # An integer hash of each token's place: the same on every device, and nothing to copy there.
-        bits = torch.arange(count, device=view.visual.device) + (SEED + view.stage) * 0x9E3779B1
+        draw = self.options.seed % SEEDS * MOST_STAGES + view.stage
+        bits = torch.arange(count, device=view.visual.device) + draw * 0x9E3779B1
         for _ in range(2):
             bits = ((bits >> 16) ^ bits) * 0x45D9F3B & 0xFFFFFFFF
         return ((bits >> 16) ^ bits).float().expand(samples, -1)

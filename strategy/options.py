@@ -159,12 +159,19 @@ def between(low: float, high: float) -> Read:
     return read
 
 
-def count(name: str, value: Any) -> int:
-    """Read a whole number from 1 up."""
-    number = _number_or_nan(value)
-    if not number >= 1 or number % 1:
-        raise ValueError(f"{name}={value!r}: allowed is a whole number from 1 up")
-    return int(number)
+def at_least(low: int) -> Read:
+    """Return a reader of one whole number from `low` up."""
+
+    def read(name: str, value: Any) -> int:
+        number = _number_or_nan(value)
+        if not number >= low or number % 1:
+            raise ValueError(f"{name}={value!r}: allowed is a whole number from {low} up")
+        return int(number)
+
+    return read
+
+
+count = at_least(1)
 
 
 def positive(name: str, value: Any) -> float:

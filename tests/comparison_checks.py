@@ -5,6 +5,7 @@ A backbone's tests import everything from here and give a fixture `asked`, an `A
 
 import csv
 import importlib
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ def type_(monkeypatch, asked):
 def test_compare_makes_what_is_missing_and_reports(asked, type_, tmp_path, capsys, monkeypatch):
     words = ["--strategies", "clse,pool", "--tasks", asked.task, "--limit", 4, "--output", tmp_path]
     words += ["--clse_temp", 0.2]  # reaches the runs of clse only, since pool refuses it
+    words += ["--export", tmp_path / "export"]
     type_(compare.main, *words, "--budgets", "64")
     folder = tmp_path / asked.model / Path(asked.task).name
     table = (folder / "table.md").read_text()
@@ -77,6 +79,14 @@ def test_compare_makes_what_is_missing_and_reports(asked, type_, tmp_path, capsy
     assert all(len(run.scores) == 4 and run.accuracy == sum(run.scores) / 4 for run in stored)
     wrong = any(run.strategy != "unpruned" and min(run.scores) == 0 for run in stored)
     assert report.count("data:image/png") >= 1 + wrong
+
+    exported = [*(tmp_path / "export" / asked.checkpoint).rglob("*.jsonl")]
+    assert sorted(file.parts[-3] for file in exported) == ["Downsample", "clse", "pool"]
+    for file in exported:
+        samples = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [sample["doc_id"] for sample in samples] == [0, 1, 2, 3]
+        assert [sample["target"] for sample in samples] == list(stored[0].targets)
+        assert all(sample["doc"]["question"] and sample["filtered_resps"] for sample in samples)
 
     type_(compare.main, *words, "--budgets", "64,32")
     again = {file.name: file.stat().st_mtime_ns for file in (folder / "runs").iterdir()}

@@ -24,7 +24,7 @@ def test_help_shows_every_option_with_its_sentence_and_its_users(command, own, c
     for name, (_, sentence) in describe_options().items():
         assert (f"--{name} {name.upper()} " in shown) == (name not in own)
         assert (" ".join(sentence.split()) in shown) == (name not in own)
-    for name, users in strategy_options().items():
+    for name, users in ((name, users) for name, users in strategy_options().items() if name not in own):
         assert f"(used by {', '.join(users)}; default: {describe_options()[name][0]})" in shown
 
 
@@ -56,6 +56,17 @@ def test_every_strategy_takes_what_reaches_it():
         assert VTRConfig(**options).strategy == name
 
 
+def test_random_tokens_are_drawn_with_each_seed_and_all_names_every_strategy():
+    (_, *pruned), _ = of_runs("--seeds", "2", strategies="random,clse")
+    assert pruned == [
+        {"strategy": "random", "keep_tokens": 64, "seed": 0},
+        {"strategy": "random", "keep_tokens": 64, "seed": 1},
+        {"strategy": "clse", "keep_tokens": 64},
+    ]
+    (_, *pruned), _ = of_runs("--seeds", "1", strategies="all")
+    assert [each["strategy"] for each in pruned] == list(compare.strategy.available())
+
+
 @pytest.mark.parametrize("text", ["vtr_clse_temp=0.3,dtype=float32", "dtype=float32, clse_temp = 0.3"])
 def test_options_among_the_arguments_of_the_model_are_options(text):
     (unpruned, clse, fastv, _), rest = of_runs("--model_args", text)
@@ -77,8 +88,13 @@ def test_a_list_among_the_arguments_of_the_model_stays_whole():
             "query_aggregation='last': none of clse, fastv uses it: leave it out, or choose priortr or priortr_2f",
         ),
         (["--query_aggregation", "question"], "query_aggregation='question': none of clse, fastv uses it"),
+        (["--seeds", "0"], "--seeds 0: want a number of draws from 1 up"),
+        (["--model_args", "seed=3"], "leave out seed, since --strategies, --budgets and --seeds set it"),
         (["--clse_temp", "0"], "clse_temp='0': allowed is a number above 0"),
-        (["--model_args", "vtr_keep_tokens=3"], "leave out keep_tokens, since --strategies and --budgets set it"),
+        (
+            ["--model_args", "vtr_keep_tokens=3"],
+            "leave out keep_tokens, since --strategies, --budgets and --seeds",
+        ),
         (["--model_args", "clse_temp=1", "--clse_temp", "2"], "clse_temp is given already: leave it out here"),
         (["--model_args", "clse_temp=1,vtr_clse_temp=2"], "clse_temp is given already: leave it out here"),
     ],

@@ -37,15 +37,18 @@ def test_one_entry_is_a_column_everywhere(extra, runs, tmp_path):
 
 def test_keys_and_headers_are_those_that_readers_of_older_files_know(runs):
     names = next(csv.reader(io.StringIO(tables.csv(runs))))
-    assert names[:16] == [
+    assert names[:23] == [
         *("strategy", "budget", "task", "metric", "questions", "accuracy", "accuracy_low", "accuracy_high"),
-        *("percent_of_unpruned", "difference", "difference_low", "difference_high", "seconds"),
-        *("multiply_adds_total", "scoring_percent", "visual_tokens"),
+        *("percent_of_unpruned", "difference", "difference_low", "difference_high"),
+        *("difference_to_random", "difference_to_random_low", "difference_to_random_high", "p", "spread", "seeds"),
+        *("published_percent_of_unpruned", "published_source"),
+        *("seconds", "multiply_adds_total", "scoring_percent"),
     ]
     assert names[-5:] == ["seconds_vision", "seconds_prefill", "seconds_scoring", "seconds_decode", "failed"]
     assert len(set(names)) == len(names)
     assert tables.table(runs)[0] == [
-        *("run", "accuracy", "95 % interval", "% of unpruned", "difference to unpruned", "visual tokens kept"),
+        *("run", "accuracy", "95 % interval", "% of unpruned", "difference to unpruned", "difference to random"),
+        *("better than random?", "visual tokens kept"),
         *("mean visual tokens per layer", "prefill, G multiply-adds", "of it scoring, %"),
         *("a decoded token, M multiply-adds", "KV bytes", "seconds a question"),
     ]

@@ -50,19 +50,53 @@ def test_a_run_is_made_once(run, tmp_path):
     assert evaluator.calls == [options]
 
 
-def test_decisions_about_graphs_are_printed_behind_their_run(run, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def comparing(run, monkeypatch, tmp_path):
+    """Compares with an evaluator that makes runs up; returns the arguments and the runs."""
+    monkeypatch.setattr(compare.digest, "of_code", lambda *_: "1")
+    monkeypatch.setattr(compare, "facts", lambda *_: {})  # which need transformers
+
+    def made(make, *words):
+        evaluator = Evaluator(make)
+        evaluator.package = "llava"
+        words = ["--tasks", "shapes", "--examples", "0", *words]
+        arguments = compare.parse(["--model", "m", "--pretrained", "llava-v1.5-7b", *words, "--output", str(tmp_path)])
+        return compare.compare(evaluator, arguments, compare.options_of_runs(arguments), arguments.tasks)
+
+    return made
+
+
+def test_each_seed_is_stored_and_the_table_has_their_mean(run, comparing, tmp_path):
+    accuracies = iter([0.5, 0.6, 0.7])
+
+    def make(strategy, budget):
+        return run(strategy, budget, next(accuracies) if strategy == "random" else 0.9)
+
+    runs = comparing(make, "--strategies", "random,clse", "--budgets", "64")
+    assert [each.name for each in runs] == ["unpruned", "random 64", "clse 64"]
+    assert runs[1].accuracy == pytest.approx(0.6)
+    assert len(list((tmp_path / "m/shapes/runs").glob("random-64-*.json"))) == 3
+    table = (tmp_path / "m/shapes/table.md").read_text()
+    assert "standard deviation over seeds" in table
+    assert comparing(make, "--strategies", "random,clse", "--budgets", "64") == runs, "as stored"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"), [([], True), (["--limit", "5"], False), (["--budget_basis", "mean"], False)]
+)
+def test_published_figures_are_shown_for_whole_tasks_and_the_papers_options(run, comparing, tmp_path, words, shown):
+    comparing(lambda *named: run(*named, task="gqa"), "--strategies", "fastv", "--budgets", "64", *words)
+    for name in ("table.md", "report.html"):
+        assert ("arXiv 2602.04657" in (tmp_path / "m/shapes" / name).read_text()) == shown
+
+
+def test_decisions_about_graphs_are_printed_behind_their_run(run, comparing, tmp_path, capsys):
     def make(strategy, budget):
         report = "3 x answer: stock loop (the model is being trained)"
         return run(strategy, budget, graph_report=report if strategy == "clse" else "")
 
-    monkeypatch.setattr(compare.digest, "of_code", lambda *_: "1")
-    monkeypatch.setattr(compare, "facts", lambda *_: {})  # which need transformers
-    evaluator = Evaluator(make)
-    evaluator.package = "llava"
-    words = ["--strategies", "clse", "--budgets", "64", "--tasks", "shapes", "--examples", "0"]
-    arguments = compare.parse(["--model", "m", "--pretrained", "p", *words, "--output", str(tmp_path)])
     for _ in range(2):  # a stored run tells them too
-        compare.compare(evaluator, arguments, compare.options_of_runs(arguments), "shapes")
+        comparing(make, "--strategies", "clse", "--budgets", "64")
         said = capsys.readouterr().out
         assert said.count("decisions of the graph engine:\n3 x answer: stock loop (the model is being trained)\n") == 1
         assert said.index("run 2 of 2") < said.index("decisions")

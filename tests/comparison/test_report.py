@@ -131,6 +131,13 @@ def test_what_the_graph_engine_decided_is_listed_for_each_run(page, run):
     assert "Decisions of the graph engine" not in page([run()]).inside("h2")
 
 
+def test_the_page_says_what_its_columns_mean(page, run):
+    text = " ".join(page([run(), run("clse", 64), run("random", 64, 0.5)]).inside("p"))
+    assert "adjusted for their number by Holm's method" in text
+    assert "paper" not in text
+    assert "random" not in " ".join(page([run(), run("clse", 64)]).inside("p"))
+
+
 def test_facts_come_in_order(page, runs):
     made = page(runs, about={"model": "llava_vtr", "commit": "0123"})
     assert (made.inside("dt"), made.inside("dd")) == (["model", "commit"], ["llava_vtr", "0123"])

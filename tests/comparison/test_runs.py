@@ -3,11 +3,12 @@
 import json
 import math
 import os
+from collections import Counter
 
 import pytest
 
 from comparison import runs as module
-from comparison.runs import load, ordered, save
+from comparison.runs import load, ordered, pool, pooled, save
 
 HOSTILE = '<script>alert("1")</script> | \\ \n\r\t \u2028 \U0001f600 \ud800 \x00 $x_1$'
 
@@ -47,6 +48,26 @@ def test_nan_inside_the_record(run, tmp_path):
     made.record["cache_bytes"] = math.nan
     save(made, tmp_path / "run.json")
     assert math.isnan(load(tmp_path / "run.json").record["cache_bytes"])
+
+
+def test_runs_of_several_seeds_are_their_mean(run, failed):
+    one, two = run("random", 64, 0.5, seconds=1.0), run("random", 64, 0.75, {2: 100, 4: 50}, seconds=2.0)
+    made = pool([one, two])
+    assert (made.accuracy, made.seconds, made.name) == (0.625, 1.5, "random 64")
+    assert Counter(made.scores) == {1.0: 100, 0.5: 50, 0.0: 50}
+    assert (made.draws, made.draw_accuracies) == ((one.scores, two.scores), (0.5, 0.75))
+    for name in ("multiply_adds", "seconds"):
+        parts = one.record[name], two.record[name]
+        assert made.record[name] == pytest.approx({part: (parts[0][part] + parts[1][part]) / 2 for part in parts[0]})
+    assert made.record["tokens_by_layer"][4] == (32 + 50) / 2
+    assert pool([one]) is one
+    assert pool([one, failed("random", 64)]).failed
+    assert [each.name for each in pooled([run(), one, run("clse", 64), two])] == ["unpruned", "random 64", "clse 64"]
+
+
+def test_a_budget_as_a_share(run):
+    assert (run().ratio, run("clse", 144, nominal_tokens=576).ratio) == (1, 0.25)
+    assert math.isnan(run("clse", 144).ratio)
 
 
 def test_names(run):

@@ -8,6 +8,9 @@ import pytest
 
 from comparison import tables
 from comparison.intervals import interval, paired_interval
+from comparison.published import Published
+from comparison.runs import pooled
+from comparison.significance import holm, p_value
 
 HOSTILE = '<script>alert("1")</script> a|b \\| c\nd \r\n### e \U0001f600'
 
@@ -27,6 +30,9 @@ def test_numbers_are_those_of_the_runs(runs, run):
     clse, scores = rows["clse 192"], run("clse", 192, 0.88).scores
     low, high = interval(scores)
     below, above = paired_interval(scores, run().scores)
+    random = run("random", 192, 0.6).scores
+    worst, best = paired_interval(scores, random)
+    p = p_value(scores, (random,))
     tokens = (2 * 576 + 2 * 192 + 2 * 96) / 6
     total = 3.1e9 + 1e7 * tokens + 4e7 + 2.5e7
     assert list(clse.values()) == [
@@ -35,6 +41,8 @@ def test_numbers_are_those_of_the_runs(runs, run):
         f"{low:.3f} to {high:.3f}",
         f"{100 * 0.88 / 0.9:.1f}",
         f"-0.020 ({below:+.3f} to {above:+.3f})",
+        f"+0.280 ({worst:+.3f} to {best:+.3f})",
+        f"yes, p = {p:.4f}",
         "192/96",
         f"{tokens:.1f}",
         f"{total / 1e9:.3f}",
@@ -44,10 +52,41 @@ def test_numbers_are_those_of_the_runs(runs, run):
         "0.125",
     ]
     assert rows["unpruned"]["difference to unpruned"] == "-"
+    assert rows["unpruned"]["better than random?"] == rows["random 192"]["better than random?"] == "-"
+    assert rows["clse 64"]["better than random?"] == "-", "no random tokens at this budget"
     assert rows["unpruned"]["visual tokens kept"] == "576"
     assert rows["unpruned"]["% of unpruned"] == "100.0"
     assert set(list(rows["fastv 9000"].values())[1:]) == {"-"}
     assert notes == ["", "- fastv 9000: a budget of 9000 is more than 576 visual tokens"]
+
+
+def test_seeds_are_one_row_with_their_spread(runs, run):
+    draws = [run("random", 64, accuracy) for accuracy in (0.5, 0.6, 0.7)]
+    pooled_runs = pooled([run(), run("clse", 64, 0.8), run("pool", 64, 0.55), *draws])
+    rows, _ = parsed(tables.markdown(pooled_runs))
+    assert list(rows) == ["unpruned", "clse 64", "pool 64", "random 64"]
+    assert rows["random 64"]["accuracy"] == "0.600"
+    assert rows["random 64"]["standard deviation over seeds"] == "0.1000"
+    assert rows["clse 64"]["standard deviation over seeds"] == "-"
+    values = [p_value(run(accuracy=accuracy).scores, tuple(each.scores for each in draws)) for accuracy in (0.8, 0.55)]
+    better, worse = holm(values)
+    assert rows["clse 64"]["better than random?"] == f"yes, p = {better:.4f}"
+    assert rows["pool 64"]["better than random?"] == f"not shown, p = {worse:.4f}"
+    read = {row["strategy"]: row for row in csv.DictReader(io.StringIO(tables.csv(pooled_runs)))}
+    assert (read["random"]["seeds"], read["clse"]["seeds"]) == ("3", "1")
+    assert float(read["clse"]["p"]) == better
+    assert "standard deviation over seeds" not in tables.table(runs)[0]
+
+
+def test_published_figures_have_a_column_of_their_own(runs):
+    figures = {"clse 64": Published(97.25, "arXiv 1234.5678")}
+    headers, cells = tables.table(runs, figures)
+    column = headers.index("published % of unpruned")
+    assert [row[column] for row in cells] == ["-", "-", "97.2 (arXiv 1234.5678)", "-", "-"]
+    assert [row[:column] for row in cells] == [row[:column] for row in tables.table(runs)[1]]
+    read = list(csv.DictReader(io.StringIO(tables.csv(runs, figures))))
+    assert [row["published_percent_of_unpruned"] for row in read] == ["", "", "97.25", "", ""]
+    assert "published % of unpruned" not in tables.table(runs)[0]
 
 
 def test_one_unit_a_column(runs, run):

@@ -3,15 +3,25 @@
 import pytest
 from comparison_checks import *  # noqa: F403
 from comparison_checks import PICTURE, QUESTION, Asked
-from lmms_checks import CHECKPOINTS
+from lmms_checks import CHECKPOINTS, task_manager
 from PIL import Image
 
+import strategy
 from comparison.lmms import Lmms
+from comparison.published import published_lines
 
 
 @pytest.fixture
 def asked():
     return Asked("llava_vtr", "shapes-llava", "shapes", PICTURE, QUESTION)
+
+
+def test_published_figures_are_of_tasks_and_strategies_that_there_are():
+    lines = published_lines()
+    assert {line["task"] for line in lines} <= set(task_manager("llava_vtr").all_subtasks)
+    assert {line["strategy"] for line in lines} <= set(strategy.available())
+    named = [(line["model"], line["task"], line["strategy"], line["budget"]) for line in lines]
+    assert len(named) == len(set(named))
 
 
 def test_look_opens_a_file_as_a_data_set_does(tmp_path):

@@ -261,6 +261,9 @@ def test_random_is_the_same_hash_everywhere_and_another_at_each_stage():
     for stage, values in expected.items():
         view = view_of(torch.randn(2, 5, 3), torch.rand(2, 1, 1, 5), stage=stage)
         assert make("random").score(view).tolist() == torch.tensor([values] * 2).float().tolist()
+    draws = {tuple(make("random", seed=seed).score(view)[0].tolist()) for seed in (0, 1, 2, 10**9)}
+    assert len(draws) == 4
+    assert tuple(make("random", seed=1).score(view)[0].tolist()) in draws
     kept = pruned("random", blank(10000, keep=5000))[0][0]
     assert 2400 < (kept < 5000).sum() < 2600
     assert 2400 < (kept % 2).sum() < 2600
