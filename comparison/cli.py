@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import strategy
 from comparison.inspection import Inspection
-from comparison.runs import Run
+from comparison.runs import DOWNSAMPLE, Run
 from strategy.config import ALIASES, VTRConfig, describe_options, strategy_options
 
 VIDEO = "videollava"
@@ -122,6 +122,16 @@ def pruned_options(name: str, given: OptionValues, **own: Any) -> dict[str, Any]
 def unpruned_options(given: OptionValues) -> dict[str, Any]:
     """Return the options of the unpruned run: of those that are given, the ones that matter without pruning."""
     return {"enabled": False} | {name: given[name] for name in UNPRUNED_OPTIONS if name in given}
+
+
+def downsample_options(given: OptionValues, budget: int) -> dict[str, Any]:
+    """Return the options of an unpruned run on smaller pictures: the model's argument `downsample` is among them."""
+    return unpruned_options(given) | {DOWNSAMPLE: budget}
+
+
+def config_of(options: OptionValues, **defaults: Any) -> VTRConfig:
+    """Return the configuration of a run, with defaults of the caller's for options that the run does not have."""
+    return VTRConfig(**defaults | {name: value for name, value in options.items() if name != DOWNSAMPLE})
 
 
 def check_used(given: OptionValues, strategies: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from comparison.cli import (
     OptionValues,
     add_options,
     check_used,
+    downsample_options,
     load_evaluator,
     model_parser,
     pruned_options,
@@ -37,7 +38,7 @@ from comparison.listing import ListStrategies
 from comparison.pictures import draw
 from comparison.published import published_figures
 from comparison.report import Example, write
-from comparison.runs import Run, load, pooled, run_name, run_of, save, strategy_and_budget
+from comparison.runs import DOWNSAMPLE, UNPRUNED, Run, load, pooled, run_name, run_of, save, strategy_and_budget
 from comparison.tables import csv, markdown
 from strategy.config import describe_options, strategy_options
 from strategy.evaluation import digest
@@ -51,7 +52,7 @@ ALL = "all"
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = model_parser(__doc__)
-    parser.add_argument("--strategies", required=True, help=f"some of {','.join(strategy.available())}; or {ALL}")
+    parser.add_argument("--strategies", required=True, help=f"some of {','.join(strategy_names())}; or {ALL}")
     parser.add_argument("--budgets", required=True, help="numbers of tokens, such as 192,128,64")
     parser.add_argument("--tasks", required=True, help="tasks of lmms-eval; for videollava folders, see its README")
     parser.add_argument("--limit", type=int, help="only the first so many questions; all if not given")
@@ -88,16 +89,23 @@ def options_of_runs(arguments: argparse.Namespace) -> list[OptionValues]:
         raise ValueError(f"--examples {arguments.examples}: want a number of pictures from 0 up")
     given = take_options(arguments, SET_OTHERWISE, HOW)
     budgets = [int(budget) for budget in dict.fromkeys(arguments.budgets.split(","))]
-    named = strategy.available() if arguments.strategies == ALL else arguments.strategies.split(",")
+    named = strategy_names() if arguments.strategies == ALL else arguments.strategies.split(",")
     strategies = list(dict.fromkeys(named))
     runs = [
-        pruned_options(name, given, keep_tokens=budget, **draw)
+        downsample_options(given, budget)
+        if name == DOWNSAMPLE
+        else pruned_options(name, given, keep_tokens=budget, **draw)
         for name in strategies
         for budget in budgets
         for draw in draws_of(name, arguments.seeds)
     ]
     check_used(given, strategies)
     return [unpruned_options(given), *runs]
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Return what `--strategies` takes."""
+    return (*strategy.available(), DOWNSAMPLE)
 
 
 def draws_of(name: str, seeds: int) -> list[dict[str, int]]:
@@ -114,7 +122,7 @@ def path_of(folder: Path, settings: Mapping[str, Any], options: OptionValues) ->
         options: The options of the run. An option with its default value is the same as none.
     """
     defaults = {name: str(default) for name, (default, _) in describe_options().items()}
-    differing = {name: value for name, value in options.items() if str(value) != defaults[name]}
+    differing = {name: value for name, value in options.items() if str(value) != defaults.get(name)}
     text = json.dumps([settings, differing], sort_keys=True)
     name = run_name(*strategy_and_budget(options)).replace(" ", "-")
     return folder / "runs" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
@@ -130,7 +138,7 @@ def run_or_load(evaluator: Evaluator, task: str, options: OptionValues, limit: i
     try:
         run = evaluator.run(task, options, limit)
     except (SystemExit, ValueError) as error:
-        if not options.get("enabled", True):
+        if strategy_and_budget(options)[0] == UNPRUNED:
             raise
         return run_of(
             options,
@@ -242,7 +250,7 @@ def compare(
         if runs[-1].graph_report:
             print(f"decisions of the graph engine:\n{runs[-1].graph_report}")
     runs = pooled(runs)
-    given = {name: value for own in options for name, value in own.items() if name not in SET_OTHERWISE}
+    given = {name: value for own in options for name, value in own.items() if name not in (*SET_OTHERWISE, DOWNSAMPLE)}
     # A paper's figures are those of all questions, with its own options.
     published = {} if arguments.limit or set(given) - {"engine"} else published_figures(arguments.pretrained, runs)
     chosen = choose_examples(runs, arguments.examples)

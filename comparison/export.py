@@ -13,10 +13,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from comparison.columns import compared
-from comparison.runs import Run
+from comparison.runs import DOWNSAMPLE, Run
 from strategy.evaluation.files import write_whole
 
-DOWNSAMPLE = "Downsample"
+METHOD = "Downsample"
 # By how much each side of the picture is divided, by the ratio of tokens that is left.
 LEVELS = {"0.25": "2", "0.1111": "3", "0.0625": "4", "0.04": "5", "0.01": "10"}
 
@@ -70,9 +70,9 @@ def export(folder: Path, pretrained: str, runs_by_task: Iterable[Sequence[Run]])
 def place_of(run: Run) -> tuple[str, str]:
     """Return the method and the ratio of a run as VTC-Bench's folders are called."""
     if run.budget is None:
-        return DOWNSAMPLE, "1"
+        return METHOD, "1"
     ratio = f"{run.ratio:.4f}".rstrip("0").rstrip(".")
-    return (DOWNSAMPLE, LEVELS.get(ratio, ratio)) if run.strategy == DOWNSAMPLE.lower() else (run.strategy, ratio)
+    return (METHOD, LEVELS.get(ratio, ratio)) if run.strategy == DOWNSAMPLE else (run.strategy, ratio)
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

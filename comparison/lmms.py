@@ -13,6 +13,7 @@ from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 import strategy
+from comparison.cli import config_of
 from comparison.inspection import Inspection, StageRecorder
 from comparison.runs import Run, run_of
 from strategy.backbone import find_backbone
@@ -134,7 +135,7 @@ class Lmms:
         self, lm: Any, requests: list[Any], options: Mapping[str, Any], question: Any, pictures: list[Any], target: str
     ) -> Inspection:
         # Only the stock loop can be watched; an engine that the user gave stays, so that a warning says so.
-        config = strategy.VTRConfig(**{"engine": "eager"} | dict(options))
+        config = config_of(options, engine="eager")
         recorder = StageRecorder(config)
         strategy.detach(lm.model)
         lm.record = strategy.attach(lm.model, config, watch=recorder)

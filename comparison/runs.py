@@ -12,6 +12,7 @@ from strategy.evaluation.files import write_whole
 from strategy.metrics.record import PARTS
 
 UNPRUNED = "unpruned"
+DOWNSAMPLE = "downsample"  # the unpruned model, on smaller pictures with as many tokens as the budget says
 RANDOM = "random"  # the strategy that others are compared with
 
 
@@ -92,7 +93,9 @@ def run_name(strategy: str, budget: int | None) -> str:
 
 
 def strategy_and_budget(options: Mapping[str, Any]) -> tuple[str, int | None]:
-    """Return the strategy and the budget of a run with these pruning options."""
+    """Return the strategy and the budget of a run with these options; see `downsample_options` for `downsample`."""
+    if DOWNSAMPLE in options:
+        return DOWNSAMPLE, options[DOWNSAMPLE]
     return (options["strategy"], options["keep_tokens"]) if options.get("enabled", True) else (UNPRUNED, None)
 
 

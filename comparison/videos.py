@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import strategy
 from comparison.inspection import Inspection, StageRecorder
-from comparison.runs import Run, run_of
+from comparison.runs import DOWNSAMPLE, Run, run_of
 from strategy.backbone import find_backbone
 from videollava.eval.video.matching import matches
 from videollava.eval.video.questions import Sample, read_samples
@@ -58,6 +58,8 @@ class Videos:
 
     def run(self, task: str, options: Mapping[str, Any], limit: int | None) -> Run:
         """Answer and score a benchmark's questions, the first `limit` if given."""
+        if DOWNSAMPLE in options:
+            raise ValueError("downsample makes pictures smaller, and the frames of Video-LLaVA have one size")
         samples, answers = self._samples(task, limit), []
         with strategy.prune(self._answerer.model, strategy.VTRConfig(**options)) as record:
             start = time.perf_counter()

@@ -95,14 +95,20 @@ def test_compare_makes_what_is_missing_and_reports(asked, type_, tmp_path, capsy
 
 
 def test_a_budget_that_cannot_be_met_is_a_row_with_its_reason(asked, type_, tmp_path):
-    words = ["--strategies", "fastv,uniform", "--budgets", 8, "--budget_basis", "mean", "--examples", 0]
+    words = ["--strategies", "fastv,uniform,downsample", "--budgets", 8, "--budget_basis", "mean", "--examples", 0]
     type_(compare.main, *words, "--tasks", asked.task, "--limit", 1, "--output", tmp_path)
     folder = tmp_path / asked.model / Path(asked.task).name
     assert "- fastv 8: " in (folder / "table.md").read_text()
     assert "budget_basis=mean" in (folder / "table.md").read_text()
-    unpruned, fastv, uniform = csv.DictReader((folder / "table.csv").open())
+    unpruned, fastv, uniform, smaller = csv.DictReader((folder / "table.csv").open())
     assert fastv["accuracy"] == ""
     assert float(uniform["tokens_per_layer"]) <= 8 < float(unpruned["tokens_per_layer"])
+    if asked.frames > 1:
+        assert smaller["failed"].startswith("downsample makes pictures smaller, and the frames of Video-LLaVA")
+        return
+    wanted = float(unpruned["visual_tokens"]) * 8 / 576  # or four, which Qwen's processors want at least
+    assert abs(float(smaller["visual_tokens"]) - wanted) <= 1
+    assert float(smaller["multiply_adds_vision"]) < float(unpruned["multiply_adds_vision"]) / 10
 
 
 @pytest.mark.parametrize(

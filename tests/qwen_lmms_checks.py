@@ -133,6 +133,7 @@ def test_each_picture_keeps_its_share_of_its_own_tokens(wrapper):
         ("vtr_strategy=nothing", "strategy='nothing': allowed are"),
         ("resume_folder=", "resume_folder= is empty: name a folder"),
         ("resume_folder=/dev/null", "resume_folder=/dev/null: no folder can be made there"),
+        ("downsample=0", "downsample=0: allowed is a whole number from 1 up"),
         ("zero_stage=3", "zero_stage=3: want several processes started together, not 1"),
         ("tensor_parallel=2", "tensor_parallel=2: want 2 processes started together or a multiple of it, not 1"),
         ("vtr_keep_ratio=0.2,vtr_retain_ratio=0.2", "keep_ratio and retain_ratio are the same argument"),

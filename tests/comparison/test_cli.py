@@ -5,6 +5,7 @@ from PIL import Image
 
 from comparison import cli, compare, look
 from comparison.inspection import Inspection
+from comparison.runs import strategy_and_budget
 from strategy.config import VTRConfig, describe_options, strategy_options
 
 MODEL = ["--model", "m", "--pretrained", "p"]
@@ -64,7 +65,19 @@ def test_random_tokens_are_drawn_with_each_seed_and_all_names_every_strategy():
         {"strategy": "clse", "keep_tokens": 64},
     ]
     (_, *pruned), _ = of_runs("--seeds", "1", strategies="all")
+    *pruned, smaller = pruned
     assert [each["strategy"] for each in pruned] == list(compare.strategy.available())
+    assert smaller == {"enabled": False, "downsample": 64}
+
+
+def test_smaller_pictures_are_unpruned_runs_with_an_argument_of_the_model():
+    (_, *smaller), _ = of_runs("--engine", "eager", strategies="downsample", budgets="64,32")
+    assert smaller == [{"enabled": False, "engine": "eager", "downsample": budget} for budget in (64, 32)]
+    assert [strategy_and_budget(each) for each in smaller] == [("downsample", 64), ("downsample", 32)]
+    assert cli.config_of(smaller[0], engine="graph") == VTRConfig(enabled=False, engine="eager")
+    assert cli.config_of({"keep_tokens": 3}, engine="graph") == VTRConfig(keep_tokens=3, engine="graph")
+    with pytest.raises(ValueError, match="none of downsample uses it"):
+        of_runs("--clse_temp", "0.3", strategies="downsample")
 
 
 @pytest.mark.parametrize("text", ["vtr_clse_temp=0.3,dtype=float32", "dtype=float32, clse_temp = 0.3"])

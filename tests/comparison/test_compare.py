@@ -33,8 +33,9 @@ def test_a_stored_run_has_a_name_of_its_own(tmp_path):
         path(tmp_path, budget_basis="mean"),
         path(tmp_path, prune_layer="1;2/3"),
         path(tmp_path, enabled=False),
+        path(tmp_path, enabled=False, downsample=64),
     }
-    assert len(paths) == 7
+    assert len(paths) == 8
     assert {each.parent for each in paths} == {tmp_path / "runs"}
     assert path(tmp_path).name.startswith("fastv-64-")
 
@@ -109,6 +110,8 @@ def test_a_refused_run_keeps_its_reason_and_is_not_stored(run, tmp_path, error):
     failed = compare.run_or_load(evaluator, "shapes", {"strategy": "clse", "keep_tokens": 64}, None, file)
     assert (failed.name, failed.failed, failed.scores, failed.record) == ("clse 64", "too many", (), {})
     assert math.isnan(failed.accuracy)
+    failed = compare.run_or_load(evaluator, "shapes", {"enabled": False, "downsample": 64}, None, file)
+    assert (failed.name, failed.failed) == ("downsample 64", "too many")
     with pytest.raises(type(error), match="too many"):
         compare.run_or_load(evaluator, "shapes", {"enabled": False}, None, file)
     assert not file.exists()

@@ -118,6 +118,7 @@ def test_a_failure_that_the_wrapper_only_logs_is_named(folder, caplog):
         ("internvl_vtr", {"batch_size": 2}, "batch_size=2: allowed is 1"),
         ("llava_hf_vtr", {"nonsense": 2}, "unknown argument 'nonsense'"),
         ("qwen3_5_vtr", {"prune_layer": 99}, "the decoder has 12 layers"),
+        ("gemma3_vtr", {"downsample": 64}, "downsample=64: gemma3_vtr cannot resize pictures to that: leave it out"),
         ("gemma3_vtr", {"trust_remote_code": True}, "trust_remote_code=True: code of checkpoints is not run"),
     ],
 )

@@ -22,7 +22,7 @@ from strategy.distributed import processes, tensor_parallel, zero
 from strategy.evaluation.lmms_model import PrunedModelMixin
 from strategy.evaluation.special_tokens import as_text
 from strategy.evaluation.visuals import Unreadable
-from strategy.options import check_names, flag
+from strategy.options import check_names, count, flag
 
 # What `--model_args` may hold besides the pruning options, with the defaults.
 ARGUMENTS: dict[str, Any] = {
@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, Any] = {
     "tensor_parallel": 1,
     "zero_stage": 0,
     "resume_folder": None,
+    "downsample": None,
     "model_name": None,
     "truncation": True,
     "truncate_context": False,
@@ -136,6 +137,8 @@ class LlavaVTR(PrunedModelMixin, lmms):
                 dtype=dtype,
                 attn_implementation=options["attn_implementation"],
             )
+            if options["downsample"] is not None:
+                self.model.get_vision_tower().downsample(count("downsample", options["downsample"]))
             self.model.num_template_tokens = num_template_tokens(self.tokenizer, self.template)
             self.distribute_and_attach(self.model, self.model.get_decoder(), config, tp_size, sharded, journal)
             self.device = self.model.device

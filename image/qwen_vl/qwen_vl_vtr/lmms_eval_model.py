@@ -16,6 +16,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 from safetensors import SafetensorError
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 import strategy
 from qwen_vl_vtr.arguments import choose_devices, read_arguments
@@ -25,12 +26,15 @@ from strategy.backbone import find_backbone
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
 from strategy.evaluation.checkpoint_files import find_folder
+from strategy.evaluation.downsampling import nearest_grid
 from strategy.evaluation.lmms_model import PrunedModelMixin
 from strategy.evaluation.pictures import to_rgb
 from strategy.evaluation.special_tokens import as_text
-from strategy.options import Read, check_names, flag
+from strategy.options import Read, check_names, count, flag
 
 IMAGE_MARK = "<image>"
+OWN_ARGUMENTS = ("tensor_parallel", "zero_stage", "resume_folder", "downsample")
+FEWEST_TOKENS = 4  # qwen_vl_utils enlarges pictures of fewer
 MAX_ASPECT = 200  # the ratio of a picture's sides up to which the image processors of all Qwen-VL take it
 
 
@@ -38,9 +42,9 @@ class PrunedWrapper(PrunedModelMixin, lmms):
     """A mixin: list it before one of lmms-eval's wrappers among the bases of a class.
 
     Args:
-        arguments: Those of the wrapper; `tensor_parallel`, `zero_stage` and `resume_folder`; and the options of
-            `strategy.VTRConfig`, these also with `vtr_` in front. The default device is CUDA if there is one, otherwise
-            the CPU, where the model runs in float32.
+        arguments: Those of the wrapper; `tensor_parallel`, `zero_stage`, `resume_folder` and `downsample`; and the
+            options of `strategy.VTRConfig`, these also with `vtr_` in front. The default device is CUDA if there is
+            one, otherwise the CPU, where the model runs in float32.
 
     Attributes:
         model_classes: The classes that transformers has for the family's models, by the `model_type` of a checkpoint.
@@ -64,7 +68,7 @@ class PrunedWrapper(PrunedModelMixin, lmms):
         try:
             config = strategy.VTRConfig.take(arguments)
             defaults = self._defaults()
-            check_names(arguments, (*defaults, "tensor_parallel", "zero_stage", "resume_folder", *field_names()))
+            check_names(arguments, (*defaults, *OWN_ARGUMENTS, *field_names()))
             arguments = read_arguments(arguments, defaults, self.readers)
             if "trust_remote_code" in defaults:
                 if flag("trust_remote_code", arguments.get("trust_remote_code", False)):
@@ -77,6 +81,8 @@ class PrunedWrapper(PrunedModelMixin, lmms):
             folder = find_folder(pretrained)
             journal = self.open_journal(config, arguments, tp_size, [folder])
             arguments.pop("resume_folder", None)
+            if (tokens := arguments.pop("downsample", None)) is not None:
+                arguments |= self.start_downsampling(count("downsample", tokens), defaults | arguments)
             place = processes.take_device()
             if tp_size > 1 or sharded:
                 # The whole model may be too large for a GPU.
@@ -107,6 +113,14 @@ class PrunedWrapper(PrunedModelMixin, lmms):
         except (SafetensorError, UnpicklingError, RuntimeError, *CONFIG_ERRORS) as error:
             reason = _reason(error, arguments, pretrained)
             raise SystemExit(f"{self.model_id}: {pretrained}: broken weights or configuration ({reason})") from None
+
+    def start_downsampling(self, tokens: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Have pictures resized to about so many tokens of 576, and return the wrapper's arguments that this needs.
+
+        Raises:
+            ValueError: The number of tokens does not follow from a picture's size.
+        """
+        raise ValueError(f"downsample={tokens}: {self.model_id} cannot resize pictures to that: leave it out")
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
@@ -188,6 +202,23 @@ class PrunedWrapper(PrunedModelMixin, lmms):
 class PrunedQwen(PrunedWrapper):
     """A mixin for the wrappers of the Qwen models."""
 
+    _downsample: Callable[[Image.Image], Image.Image] | None = None
+
+    def start_downsampling(self, tokens: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        low, high = arguments["min_pixels"], arguments["max_pixels"]
+
+        def downsample(picture: Image.Image) -> Image.Image:
+            processor = self.processor.image_processor
+            cell = processor.patch_size * processor.merge_size
+            stock = smart_resize(picture.height, picture.width, cell, low, high)
+            share = tokens / find_backbone(self.model).nominal_tokens
+            wanted = max(FEWEST_TOKENS, stock[0] * stock[1] / cell**2 * share)
+            rows, columns = nearest_grid(wanted, picture.height / picture.width)
+            return picture.resize((columns * cell, rows * cell), Image.Resampling.BICUBIC)
+
+        self._downsample = downsample
+        return {"min_pixels": 1}  # otherwise the processor enlarges the pictures again
+
     def prepare_text(self, text: str) -> str:
         # The wrappers of simple models remove these marks, and what is left may spell a special token.
         while self.is_simple and IMAGE_MARK in text:
@@ -196,11 +227,16 @@ class PrunedQwen(PrunedWrapper):
 
     def prepare_picture(self, picture: Image.Image) -> Image.Image:
         long, short = max(picture.size), min(picture.size)
-        if long <= MAX_ASPECT * short:
-            return picture
-        # The image processor refuses such a picture, and would show it in one row of patches.
-        wide = math.ceil(long / MAX_ASPECT)
-        return picture.resize((max(picture.width, wide), max(picture.height, wide)))
+        if long > MAX_ASPECT * short:
+            # The image processor refuses such a picture, and would show it in one row of patches.
+            wide = math.ceil(long / MAX_ASPECT)
+            picture = picture.resize((max(picture.width, wide), max(picture.height, wide)))
+        return self._downsample(picture) if self._downsample else picture
+
+    def prepare_video(self, file: Path) -> str:
+        if self._downsample:
+            raise ValueError(f"{file} is a video, and downsample= resizes pictures only")
+        return super().prepare_video(file)
 
     def check_prompt(self, text: str, visuals: int) -> None:
         if not (self.interleave_visuals and self.is_simple):

@@ -1,7 +1,11 @@
 """The CLIP tower whose patch features become visual tokens."""
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from transformers import CLIPImageProcessor, CLIPVisionModel
+
+from strategy.evaluation.downsampling import nearest_side
 
 
 class CLIPVisionTower(nn.Module):
@@ -29,6 +33,28 @@ class CLIPVisionTower(nn.Module):
         """Return the grid (T, H, W) of one picture's patches."""
         side = self.vision_tower.config.image_size // self.vision_tower.config.patch_size
         return 1, side, side
+
+    def downsample(self, tokens: int) -> None:
+        """Take smaller pictures from now on, with about so many patches, as a control of pruning.
+
+        The position codes are interpolated bicubically, as transformers does it for larger pictures.
+
+        Raises:
+            ValueError: The tower has fewer patches.
+        """
+        config, embeddings = self.vision_tower.config, self.vision_tower.vision_model.embeddings
+        (_, full, _), side = self.grid, nearest_side(tokens)
+        if side > full:
+            raise ValueError(f"downsample={tokens}: the vision tower has {full**2} patches; want at most as many")
+        codes = embeddings.position_embedding.weight.data
+        patches = codes[1:].T.unflatten(1, (full, full))[None].float()
+        smaller = interpolate(patches, (side, side), mode="bicubic", align_corners=False)[0].flatten(1).T
+        codes = torch.cat([codes[:1], smaller.to(codes)])
+        embeddings.position_embedding = nn.Embedding.from_pretrained(codes)
+        embeddings.position_ids = torch.arange(len(codes), device=codes.device)[None]
+        config.image_size = embeddings.image_size = pixels = side * config.patch_size
+        self.image_processor.size = {"shortest_edge": pixels}
+        self.image_processor.crop_size = {"height": pixels, "width": pixels}
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features [count, N, width] of the patches of pictures [count, 3, side, side]."""
