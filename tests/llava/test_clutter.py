@@ -8,9 +8,9 @@ import pytest
 import torch
 from datasets import load_dataset
 from PIL import Image
+from test_shapes import SmallStudent
 from torch.nn import functional as F
 from training_checks import options
-from transformers import CLIPVisionConfig
 
 import clutter
 import glyphs
@@ -152,21 +152,15 @@ def test_larger_pictures_are_alike():
     assert F.avg_pool2d(pictures, 56).std() > 0.02
 
 
-class SmallStudent(train_clutter.ClutterStudent):
-    """As many modules of each kind as it takes, for a test that trains."""
-
-    visual_width = 48
-    tower_config = CLIPVisionConfig(
-        hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=336, patch_size=14
-    )
-    decoder_config = train_llava.DECODER | {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+class SmallClutterStudent(train_clutter.ClutterStudent, SmallStudent):
+    """A small student of this world."""
 
 
 def test_training_teaches_this_world_and_writes_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "options", lambda *_, **__: options(tmp_path))
     lessons, draw = [], training.Run._draw
     monkeypatch.setattr(training.Run, "_draw", lambda *given: lessons.append(draw(*given)) or lessons[-1])
-    train_llava.main(SmallStudent, None)
+    train_llava.main(SmallClutterStudent, None)
     assert set(lessons[0].labels) == set(clutter.LABELS)
     assert {question.family for lesson in lessons for each in lesson.asked for question in each} == set(
         clutter.FAMILIES
