@@ -1,8 +1,10 @@
 """Budgets at which strategies measure alike: in tokens of the mean layer, or in operations of the prefill."""
 
 from collections.abc import Callable
+from functools import partial
 
-from comparison.runs import Run
+from comparison.cli import UNPRUNED_OPTIONS, OptionValues
+from comparison.runs import NOMINAL, Run
 
 QUESTIONS = 4  # on which a budget is measured
 CLOSE = 0.005  # a share of the target; a budget that measures so near is taken
@@ -46,3 +48,31 @@ def budget_for(target: float, first: int, largest: int, measure: Callable[[int],
     if abs(measured[best] - target) > NEAR_ENOUGH * target:
         raise ValueError(f"no budget measures near {target:,.1f}: the nearest is {best}, with {measured[best]:,.1f}")
     return best
+
+
+def calibrated(options: OptionValues, kind: str, largest: int, run: Callable[[OptionValues], Run]) -> OptionValues:
+    """Return the options of a run with the budget at which it measures as REFERENCE does at its own.
+
+    Args:
+        options: The options; those of an unpruned run are returned as they are.
+        kind: One of MEASURES.
+        largest: The largest budget.
+        run: Returns a run on some questions.
+
+    Raises:
+        ValueError: No budget measures so, or a run on the questions cannot be made.
+    """
+    if "keep_tokens" not in options:
+        return options
+
+    def measure(name: str, own: OptionValues, tokens: int) -> float:
+        trial = run({**own, "strategy": name, "keep_tokens": tokens})
+        if trial.failed is not None:
+            raise ValueError(trial.failed)
+        return MEASURES[kind](trial)
+
+    budget, shared = options["keep_tokens"], {name: options[name] for name in UNPRUNED_OPTIONS if name in options}
+    target = measure(REFERENCE, shared, budget)
+    own = {name: value for name, value in options.items() if name != "seed"}  # all seeds keep as many
+    found = budget_for(target, budget, largest, partial(measure, options["strategy"], own))
+    return {**options, "keep_tokens": found, NOMINAL: budget}

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import strategy
 from comparison.inspection import Inspection
-from comparison.runs import DOWNSAMPLE, Run
+from comparison.runs import DOWNSAMPLE, NOMINAL, Run
 from strategy.config import ALIASES, VTRConfig, describe_options, strategy_options
 
 VIDEO = "videollava"
@@ -131,7 +131,7 @@ def downsample_options(given: OptionValues, budget: int) -> dict[str, Any]:
 
 def config_of(options: OptionValues, **defaults: Any) -> VTRConfig:
     """Return the configuration of a run, with defaults of the caller's for options that the run does not have."""
-    return VTRConfig(**defaults | {name: value for name, value in options.items() if name != DOWNSAMPLE})
+    return VTRConfig(**defaults | {name: value for name, value in options.items() if name not in (DOWNSAMPLE, NOMINAL)})
 
 
 def check_used(given: OptionValues, strategies: Sequence[str]) -> None:

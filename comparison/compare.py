@@ -21,7 +21,9 @@ import torch
 from tqdm import tqdm
 
 import strategy
+from comparison.calibration import MEASURES, QUESTIONS, REFERENCE, calibrated
 from comparison.cli import (
+    UNPRUNED_OPTIONS,
     Evaluator,
     OptionValues,
     add_options,
@@ -38,7 +40,17 @@ from comparison.listing import ListStrategies
 from comparison.pictures import draw
 from comparison.published import published_figures
 from comparison.report import Example, write
-from comparison.runs import DOWNSAMPLE, UNPRUNED, Run, load, pooled, run_name, run_of, save, strategy_and_budget
+from comparison.runs import (
+    DOWNSAMPLE,
+    UNPRUNED,
+    Run,
+    load,
+    pooled,
+    run_name,
+    run_of,
+    save,
+    strategy_and_budget,
+)
 from comparison.tables import csv, markdown
 from strategy.config import describe_options, strategy_options
 from strategy.evaluation import digest
@@ -57,6 +69,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", required=True, help="tasks of lmms-eval; for videollava folders, see its README")
     parser.add_argument("--limit", type=int, help="only the first so many questions; all if not given")
     parser.add_argument("--seeds", type=int, default=3, help="how often random tokens are drawn")
+    parser.add_argument(
+        "--calibrate",
+        choices=tuple(MEASURES),
+        help=f"change each budget until the strategy measures as {REFERENCE} does at it: tokens of the mean layer, or "
+        "operations of the prefill, scoring included",
+    )
     parser.add_argument(
         "--examples", type=int, default=1, help="pictures a strategy of what it got right, and of wrong"
     )
@@ -140,20 +158,15 @@ def run_or_load(evaluator: Evaluator, task: str, options: OptionValues, limit: i
     except (SystemExit, ValueError) as error:
         if strategy_and_budget(options)[0] == UNPRUNED:
             raise
-        return run_of(
-            options,
-            task=task,
-            metric="",
-            accuracy=math.nan,
-            scores=(),
-            answers=(),
-            targets=(),
-            record={},
-            seconds=math.nan,
-            failed=str(error),
-        )
+        return failed_run(options, task, str(error))
     save(run, file)
     return run
+
+
+def failed_run(options: OptionValues, task: str, reason: str) -> Run:
+    """Return a run that could not be made."""
+    nothing: dict[str, Any] = {"metric": "", "scores": (), "answers": (), "targets": (), "record": {}}
+    return run_of(options, task=task, accuracy=math.nan, seconds=math.nan, failed=reason, **nothing)
 
 
 def choose_examples(runs: Sequence[Run], count: int) -> list[tuple[Run, int]]:
@@ -214,12 +227,13 @@ def facts(arguments: argparse.Namespace, given: OptionValues, task: str, run: Ru
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
-    others = {name: value for name, value in given.items() if name != "budget_basis"}
+    others, kind = {name: value for name, value in given.items() if name != "budget_basis"}, arguments.calibrate
     return {
         "model": arguments.model,
         "checkpoint": arguments.pretrained,
         "task": f"{task}, {len(run.answers)} questions",
         "budgets count": given.get("budget_basis", describe_options()["budget_basis"][0]),
+        **({"calibrated": f"{kind}, as {REFERENCE} measures on {QUESTIONS} questions"} if kind else {}),
         **({"options": ", ".join(f"{name}={value}" for name, value in others.items())} if others else {}),
         "report written at commit": commit.stdout.strip() or "not in a repository",
         "versions": ", ".join(versions),
@@ -241,8 +255,22 @@ def compare(
         "weights": digest.of_weights([arguments.pretrained]),
         "tasks": digest.of_tasks([arguments.include_path, task]),
     }
-    runs = []
-    for number, own in enumerate(options, start=1):
+    runs: list[Run] = []
+    made: list[OptionValues] = []
+
+    def run_few(trial: OptionValues) -> Run:
+        few = path_of(folder / "calibration", settings | {"limit": QUESTIONS}, trial)
+        return run_or_load(evaluator, task, trial, QUESTIONS, few)
+
+    for number, asked in enumerate(options, start=1):
+        own = asked
+        if arguments.calibrate:
+            try:
+                own = calibrated(asked, arguments.calibrate, runs[0].nominal_tokens if runs else 0, run_few)
+            except ValueError as error:
+                runs.append(failed_run(asked, task, f"--calibrate {arguments.calibrate}: {error}"))
+                continue
+        made.append(own)
         file = path_of(folder, settings, own)
         stored = ", as stored" if file.exists() else ""
         print(f"\n{task}, run {number} of {len(options)}: {file.stem}{stored}", flush=True)
@@ -252,9 +280,10 @@ def compare(
     runs = pooled(runs)
     given = {name: value for own in options for name, value in own.items() if name not in (*SET_OTHERWISE, DOWNSAMPLE)}
     # A paper's figures are those of all questions, with its own options.
-    published = {} if arguments.limit or set(given) - {"engine"} else published_figures(arguments.pretrained, runs)
+    other = arguments.limit or arguments.calibrate or set(given) - set(UNPRUNED_OPTIONS)
+    published = {} if other else published_figures(arguments.pretrained, runs)
     chosen = choose_examples(runs, arguments.examples)
-    examples = draw_examples(evaluator, task, chosen, options, arguments.limit)
+    examples = draw_examples(evaluator, task, chosen, made, arguments.limit)
     table = markdown(runs, published)
     write_whole(folder / "table.md", table.encode())
     write_whole(folder / "table.csv", csv(runs, published).encode())

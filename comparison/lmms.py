@@ -15,7 +15,7 @@ from lmms_eval.tasks import TaskManager, get_task_dict
 import strategy
 from comparison.cli import config_of
 from comparison.inspection import Inspection, StageRecorder
-from comparison.runs import Run, run_of
+from comparison.runs import NOMINAL, Run, run_of
 from strategy.backbone import find_backbone
 from strategy.evaluation.pictures import open_picture, to_rgb
 
@@ -48,7 +48,8 @@ class Lmms:
         # The model before this one is in a reference cycle with its hooks, and both may not fit into memory.
         gc.collect()
         model = get_model(self.model, force_simple=force_simple)
-        return model.create_from_arg_string(self.model_args, dict(options))
+        given = {name: value for name, value in options.items() if name != NOMINAL}
+        return model.create_from_arg_string(self.model_args, given)
 
     @cached_property
     def _tasks(self) -> TaskManager:

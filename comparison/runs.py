@@ -13,6 +13,7 @@ from strategy.metrics.record import PARTS
 
 UNPRUNED = "unpruned"
 DOWNSAMPLE = "downsample"  # the unpruned model, on smaller pictures with as many tokens as the budget says
+NOMINAL = "nominal_budget"  # the option of a calibrated run that names the budget which it is compared at
 RANDOM = "random"  # the strategy that others are compared with
 
 
@@ -93,10 +94,12 @@ def run_name(strategy: str, budget: int | None) -> str:
 
 
 def strategy_and_budget(options: Mapping[str, Any]) -> tuple[str, int | None]:
-    """Return the strategy and the budget of a run with these options; see `downsample_options` for `downsample`."""
+    """Return the strategy and the budget of a run with these options; see DOWNSAMPLE and NOMINAL for two of them."""
     if DOWNSAMPLE in options:
         return DOWNSAMPLE, options[DOWNSAMPLE]
-    return (options["strategy"], options["keep_tokens"]) if options.get("enabled", True) else (UNPRUNED, None)
+    if not options.get("enabled", True):
+        return UNPRUNED, None
+    return options["strategy"], options.get(NOMINAL, options["keep_tokens"])
 
 
 def run_of(options: Mapping[str, Any], **fields: Any) -> Run:

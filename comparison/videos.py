@@ -14,6 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 import strategy
+from comparison.cli import config_of
 from comparison.inspection import Inspection, StageRecorder
 from comparison.runs import DOWNSAMPLE, Run, run_of
 from strategy.backbone import find_backbone
@@ -61,7 +62,7 @@ class Videos:
         if DOWNSAMPLE in options:
             raise ValueError("downsample makes pictures smaller, and the frames of Video-LLaVA have one size")
         samples, answers = self._samples(task, limit), []
-        with strategy.prune(self._answerer.model, strategy.VTRConfig(**options)) as record:
+        with strategy.prune(self._answerer.model, config_of(options)) as record:
             start = time.perf_counter()
             for sample in tqdm(samples, desc="Answering", unit="question"):
                 answers += self._answerer([self._answerer.prepare(sample)])
@@ -107,7 +108,7 @@ class Videos:
 
     def _inspect(self, sample: Sample, options: Mapping[str, Any]) -> Inspection:
         # Only the stock loop can be watched; an engine that the user gave stays, so that a warning says so.
-        config = strategy.VTRConfig(**{"engine": "eager"} | dict(options))
+        config = config_of(options, engine="eager")
         recorder, prepared = StageRecorder(config), self._answerer.prepare(sample)
         with strategy.prune(self._answerer.model, config, watch=recorder) as record:
             [answer] = self._answerer([prepared])

@@ -1,10 +1,12 @@
 """Which runs `compare` makes, where it stores them, and which questions it shows."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from comparison import compare
+from comparison.runs import strategy_and_budget
 
 
 class Evaluator:
@@ -17,7 +19,8 @@ class Evaluator:
         self.calls.append(options)
         if self.error:
             raise self.error
-        return self.make(options.get("strategy", "unpruned"), options.get("keep_tokens"))
+        made = self.make(options.get("strategy", "unpruned"), options.get("keep_tokens"))
+        return replace(made, budget=strategy_and_budget(options)[1])
 
 
 def path(tmp_path, settings=None, **options):
@@ -80,6 +83,24 @@ def test_each_seed_is_stored_and_the_table_has_their_mean(run, comparing, tmp_pa
     table = (tmp_path / "m/shapes/table.md").read_text()
     assert "standard deviation over seeds" in table
     assert comparing(make, "--strategies", "random,clse", "--budgets", "64") == runs, "as stored"
+
+
+def test_calibrated_runs_measure_alike_and_stand_at_the_budget_asked_for(run, comparing, tmp_path):
+    def make(strategy, budget):
+        kept = {2: 576} if budget is None else {2: budget} if strategy == "uniform" else {2: budget * 2}
+        made = run(strategy, budget, 0.8, kept, nominal_tokens=576)
+        if strategy == "fastv":
+            made.record["tokens_per_layer"] = 500.0
+        return made
+
+    words = ["--strategies", "uniform,pool,fastv", "--budgets", "64", "--calibrate", "tokens"]
+    unpruned, uniform, pool, fastv = comparing(make, *words)
+    assert (unpruned.strategy, uniform.budget, pool.name) == ("unpruned", 64, "pool 64")
+    assert uniform.record["kept_tokens"] == pool.record["kept_tokens"] == [64]
+    assert fastv.failed.startswith("--calibrate tokens: no budget measures near 234.7: the nearest is ")
+    assert {file.name.rpartition("-")[0] for file in (tmp_path / "m/shapes/runs").iterdir()} == {
+        *("unpruned", "uniform-64", "pool-64")
+    }
 
 
 @pytest.mark.parametrize(
