@@ -87,7 +87,7 @@ class ComparedRun(NamedTuple):
         return {"percent_of_unpruned": percent, "source": source}
 
     @property
-    def spread(self) -> float:
+    def deviation(self) -> float:
         """Return the standard deviation of the accuracy over the seeds; nan for a single run."""
         accuracies = self.run.draw_accuracies
         return stdev(accuracies) if len(accuracies) > 1 else math.nan
@@ -190,12 +190,18 @@ COLUMNS: list[Column[ComparedRun]] = [
         get=lambda row: row.difference_to_random,
         optional=True,
     ),
-    Column(key="p", header="better than random?", format=_better_text, get=lambda row: row.p, optional=True),
     Column(
-        key="spread",
+        key="p_better_than_random",
+        header="better than random?",
+        format=_better_text,
+        get=lambda row: row.p,
+        optional=True,
+    ),
+    Column(
+        key="accuracy_deviation",
         header="standard deviation over seeds",
         format=number(".4f"),
-        get=lambda row: row.spread,
+        get=lambda row: row.deviation,
         optional=True,
     ),
     Column(key="seeds", get=lambda row: len(row.run.draws) or 1),

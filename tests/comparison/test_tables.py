@@ -60,7 +60,7 @@ def test_numbers_are_those_of_the_runs(runs, run):
     assert notes == ["", "- fastv 9000: a budget of 9000 is more than 576 visual tokens"]
 
 
-def test_seeds_are_one_row_with_their_spread(runs, run):
+def test_seeds_are_one_row_with_their_deviation(runs, run):
     draws = [run("random", 64, accuracy) for accuracy in (0.5, 0.6, 0.7)]
     pooled_runs = pooled([run(), run("clse", 64, 0.8), run("pool", 64, 0.55), *draws])
     rows, _ = parsed(tables.markdown(pooled_runs))
@@ -74,7 +74,7 @@ def test_seeds_are_one_row_with_their_spread(runs, run):
     assert rows["pool 64"]["better than random?"] == f"not shown, p = {worse:.4f}"
     read = {row["strategy"]: row for row in csv.DictReader(io.StringIO(tables.csv(pooled_runs)))}
     assert (read["random"]["seeds"], read["clse"]["seeds"]) == ("3", "1")
-    assert float(read["clse"]["p"]) == better
+    assert float(read["clse"]["p_better_than_random"]) == better
     assert "standard deviation over seeds" not in tables.table(runs)[0]
 
 
