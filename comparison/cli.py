@@ -14,7 +14,7 @@ from strategy.config import ALIASES, VTRConfig, describe_options, strategy_optio
 VIDEO = "videollava"
 UNPRUNED_OPTIONS = ("engine",)  # options that matter without pruning, too
 OptionValues = Mapping[str, Any]
-"""Options of `strategy.VTRConfig`, by name."""
+"""Options of a run, by name: those of `strategy.VTRConfig`, and two of `comparison.runs`, DOWNSAMPLE and NOMINAL."""
 
 
 class Evaluator(Protocol):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from documents import ROOT, table
 from PIL import Image
 from test_shapes import SmallStudent
 from torch.nn import functional as F
@@ -140,6 +141,29 @@ def test_a_strided_choice_does_not_see_what_is_asked_about(scenes):
     assert many["count"] > 0.5
     assert all(many[family] <= few[family] for family in few)
     assert unseen(scenes, 576) == dict.fromkeys(clutter.FAMILIES, 0)
+
+
+def test_the_readme_has_these_figures():
+    scenes = clutter.sample_scenes(400, 0)
+    rows = table(ROOT / "examples/clutter/README.md", "| tokens | number")
+    for row in rows:
+        count, *shares = (float(cell) for cell in row.strip("|").split("|"))
+        misses = unseen(scenes, int(count))
+        assert shares == [round(misses[family], 2) for family in clutter.FAMILIES]
+    assert len(rows) == 3
+    text = " ".join((ROOT / "examples/clutter/README.md").read_text().split())
+    covered = (4 * scenes.extent.prod(-1) * scenes.present).sum(1).mean() / world.SIDE**2
+    shown = (clutter.patch_labels(scenes, GRID)["shape"] > 0).float().mean()
+    assert f"cover {100 * covered:.1f} % of a picture, and {100 * shown:.1f} % of its 24 x 24 patches" in text
+    patches = (clutter.shares(scenes, GRID) > 0).sum(-1)
+    needed = {family: [] for family in clutter.FAMILIES}
+    for index, question in asked(scenes):
+        needed[question.family].append(int(patches[index, list(question.things)].sum()))
+    means = {family: f"{sum(each) / len(each):.1f} ({family})" for family, each in needed.items()}
+    assert ", ".join(means[family] for family in ("number", "word", "larger", "place")) in text.replace(
+        " patches of these", ""
+    )
+    assert means["count"] in text
 
 
 def test_larger_pictures_are_alike():

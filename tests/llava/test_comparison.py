@@ -1,5 +1,7 @@
 """Comparisons and `look` with LLaVA."""
 
+import csv
+
 import pytest
 from comparison_checks import *  # noqa: F403
 from comparison_checks import PICTURE, QUESTION, Asked
@@ -7,6 +9,7 @@ from lmms_checks import CHECKPOINTS, task_manager
 from PIL import Image
 
 import strategy
+from comparison import compare
 from comparison.lmms import Lmms
 from comparison.published import published_lines
 
@@ -22,6 +25,17 @@ def test_published_figures_are_of_tasks_and_strategies_that_there_are():
     assert {line["strategy"] for line in lines} <= set(strategy.available())
     named = [(line["model"], line["task"], line["strategy"], line["budget"]) for line in lines]
     assert len(named) == len(set(named))
+
+
+def test_calibrated_runs_keep_as_many_tokens_in_the_mean_layer(type_, tmp_path):
+    words = ["--strategies", "fastv", "--budgets", 200, "--calibrate", "tokens", "--examples", 0]
+    type_(compare.main, *words, "--tasks", "shapes", "--limit", 1, "--output", tmp_path)
+    folder = tmp_path / "llava_vtr/shapes"
+    assert "calibrated" in (folder / "report.html").read_text()
+    _, fastv = csv.DictReader((folder / "table.csv").open())
+    assert fastv["budget"] == "200"
+    assert float(fastv["kept_tokens_1"]) < 200, "two layers see all tokens"
+    assert abs(float(fastv["tokens_per_layer"]) - 200) <= 2
 
 
 def test_look_opens_a_file_as_a_data_set_does(tmp_path):
