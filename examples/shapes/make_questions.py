@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, Value
 from torchvision.transforms.functional import to_pil_image
 
@@ -75,7 +76,10 @@ def write(sets: Iterable[TestSet]) -> None:
     text = Value("string")
     features = Features(dict.fromkeys(("question_id", "question", "answer", "family"), text) | {"image": Image()})
     for test in sets:
-        Dataset.from_list(list(rows(test)), features=features).to_parquet(test.file)
+        table = Dataset.from_list(list(rows(test)), features=features).data.table
+        # Questions about one picture share it, in a dictionary that has room for all pictures.
+        table = table.replace_schema_metadata(features.arrow_schema.metadata)
+        pq.write_table(table, test.file, compression="zstd", dictionary_pagesize_limit=1 << 27)
         print(f"{test.file.name}: {test.file.stat().st_size / 1e6:.1f} MB")
 
 
