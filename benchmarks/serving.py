@@ -1,6 +1,7 @@
 """Measure how vLLM answers with the plug-in, and beside it unpruned: answers a second, first tokens, requests at once.
 
-Each way runs in a process of its own, offline, and with --serve behind an OpenAI server under vLLM's load generator.
+Each way runs in processes of its own: offline, in a small cache, and (`--measures served`) behind an OpenAI server under
+vLLM's load generator.
 """
 
 import argparse
@@ -26,6 +27,9 @@ from strategy.evaluation.files import write_whole
 BYTES = 4 << 30  # of the cache in which requests at once are counted
 
 
+MEASURES = ("offline", "at_once", "served")
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--new", type=int, default=16, help="tokens of an answer")
     parser.add_argument("--picture", type=int, default=336, help="pixels of a picture's side")
-    parser.add_argument("--serve", action="store_true", help="measure a server too")
+    parser.add_argument("--measures", nargs="*", choices=MEASURES, default=["offline", "at_once"])
     parser.add_argument("--load_format", default="auto", help="dummy: random weights")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--more", type=json.loads, default={}, help="further arguments of vllm.LLM, in JSON")
@@ -178,14 +182,14 @@ def served(asked: argparse.Namespace, additional_config: dict[str, Any]) -> dict
     return {ours: found[theirs] for theirs, ours in kept.items()}
 
 
-MEASURES = {"offline": offline, "at_once": at_once, "served": served}
+RUN = dict(zip(MEASURES, (offline, at_once, served), strict=True))
 
 
 def measure(asked: argparse.Namespace, arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield a row for each way, each measure of it in a process of its own."""
     for name, additional_config in ways(asked).items():
         row: dict[str, Any] = {"name": name}
-        for kind in MEASURES if asked.serve else ["offline", "at_once"]:
+        for kind in asked.measures:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "row.json"
                 one = json.dumps([kind, additional_config, str(file)])
@@ -200,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parse(given)
     if asked.one:
         kind, additional_config, file = asked.one
-        Path(file).write_text(json.dumps(MEASURES[kind](asked, additional_config)))
+        Path(file).write_text(json.dumps(RUN[kind](asked, additional_config)))
         return
     output = Path(asked.output)
     output.mkdir(parents=True, exist_ok=True)

@@ -149,10 +149,6 @@ def configure(vllm_config: VllmConfig) -> None:
     if vllm_config.cache_config.enable_prefix_caching:
         vllm_config.cache_config.enable_prefix_caching = False
         logger.info("vtr turns prefix caching off: what stays of a prompt depends on its end.")
-    compilation = vllm_config.compilation_config
-    if not compilation.custom_ops and not model.enforce_eager:
-        # Prompts that are pruned run uncompiled, where the operations that Inductor would fuse are many kernels.
-        compilation.custom_ops = ["all"]
     plan, config = pruning.plan, pruning.strategy.config
     budgets = ", ".join(f"{budget:g}" for budget in plan.budgets)
     logger.info(

@@ -1,5 +1,6 @@
 """What a worker knows of pruned requests, kept where Model Runner V2 keeps the state of requests."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -9,15 +10,19 @@ import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
+from vllm.forward_context import get_forward_context
+from vllm.logger import init_logger
 from vllm.utils.math_utils import cdiv
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from strategy.backbone import Span
 from vllm_vtr import versions
-from vllm_vtr.configuration import pruning_of
+from vllm_vtr.configuration import NOMINAL_TOKENS, pruning_of
 from vllm_vtr.families import family_of
 from vllm_vtr.prefill import Prompt, PruningPrefill
+
+logger = init_logger("vllm.vtr")
 
 
 class Visuals(NamedTuple):
@@ -33,6 +38,14 @@ class AttentionCall(NamedTuple):
     block_tables: tuple[Tensor, ...]
     attn_groups: Any
     kv_cache_config: Any
+
+
+class Check(NamedTuple):
+    """Whether a step's scores and selections were sound, on its way to the host, and whose prompts these were."""
+
+    sound: Tensor
+    arrived: torch.cuda.Event | None
+    requests: list[str]
 
 
 class PruningModelState(DefaultModelState):
@@ -57,6 +70,8 @@ class PruningModelState(DefaultModelState):
         # Graphs read this address.
         self.cache_lens = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
         self.prefill: PruningPrefill | None = None
+        self.checks: list[Check] = []
+        self.methods = versions.uncompiled_methods(model.language_model.model)
         self.runner = PruningPrefill.stage_runner(self.pruning, model)
         model.state = self
 
@@ -78,6 +93,7 @@ class PruningModelState(DefaultModelState):
     ) -> None:
         """Move what follows pruned prompts to where it lies in the cache, and find the prompts to prune."""
         super().preprocess_state(input_batch, block_tables, kv_cache_config, num_computed_tokens)
+        self._report()
         if self.evicted_host[input_batch.idx_mapping_np].any():
             # In place, since graphs read the buffer that this writes.
             self.slot_mappings(input_batch, self.places(input_batch))
@@ -88,6 +104,20 @@ class PruningModelState(DefaultModelState):
             if self.visuals[slot].spans and not input_batch.num_computed_tokens_np[row]
         ]
         self.prefill = PruningPrefill(self, input_batch, prompts) if prompts else None
+
+    def reserve(self, tokens: int) -> Tensor | None:
+        """Return as much memory as a step of so many tokens keeps for early layers, while vLLM looks how much it needs.
+
+        Otherwise the cache would get that memory.
+        """
+        if get_forward_context().attn_metadata is not None:
+            return None
+        plan, attn = self.pruning.plan, self.model.language_model.model.layers[0].self_attn.attn
+        left, cells = (NOMINAL_TOKENS, *plan.kept(NOMINAL_TOKENS)), 0.0
+        for stage, (first, behind) in enumerate(itertools.pairwise((0, *plan.layers))):
+            cells += (behind - first) * left[stage] / NOMINAL_TOKENS
+        width = 2 * attn.num_kv_heads * attn.head_size
+        return torch.empty(int(cells * tokens), width, dtype=self.dtype, device=self.device)
 
     def places(self, input_batch: Any) -> Tensor:
         """Return the places [tokens, padding included] of a batch's tokens in the caches of their requests."""
@@ -139,8 +169,21 @@ class PruningModelState(DefaultModelState):
         )
         return metadata, build_slot_mappings_by_layer(slots, call.kv_cache_config)
 
-    def finish(self, prompts: Sequence[Prompt], left: Sequence[int]) -> None:
-        """Keep what the cache now holds of pruned prompts, and let the blocks behind that be given to others."""
+    def finish(self, prompts: Sequence[Prompt], left: Sequence[int], sound: Tensor | bool) -> None:
+        """Keep what the cache now holds of pruned prompts, and let the blocks behind that be given to others.
+
+        Args:
+            prompts: The prompts.
+            left: How many tokens of each are left.
+            sound: Whether their scores were finite, and the selections of their tokens valid.
+        """
+        assert self.prefill is not None
+        if isinstance(sound, Tensor):
+            names = [self.prefill.batch.req_ids[prompt.row] for prompt in prompts]
+            arrived = torch.cuda.Event() if sound.is_cuda else None
+            self.checks.append(Check(sound.to("cpu", non_blocking=True), arrived, names))
+            if arrived is not None:
+                arrived.record()
         self.prefill = None
         slots = [prompt.slot for prompt in prompts]
         self._evict(slots, [prompt.length - own for prompt, own in zip(prompts, left, strict=True)])
@@ -150,6 +193,23 @@ class PruningModelState(DefaultModelState):
             for slot, own in zip(slots, left, strict=True):
                 # The scheduler has freed the same ones; the next that it adds stands behind those that are left.
                 held[slot] = min(held[slot], cdiv(own, size) * tables.blocks_per_kv_block[group])
+
+    def _report(self) -> None:
+        """Log whose prompts were not sound, without waiting for those whose check is on its way."""
+        waiting = []
+        for check in self.checks:
+            if check.arrived is not None and not check.arrived.query():
+                waiting.append(check)
+            elif not check.sound:
+                logger.error(
+                    "vtr: features or scores of %s were not finite, or strategy=%s selected other things than tokens "
+                    "in order: do not trust the answers to %s; look at the pictures and the weights, or compute in "
+                    "bfloat16.",
+                    "one of these prompts" if len(check.requests) > 1 else "this prompt",
+                    self.pruning.strategy.config.strategy,
+                    ", ".join(check.requests),
+                )
+        self.checks = waiting
 
     def _evict(self, slots: Sequence[int], evicted: Sequence[int]) -> None:
         if (self.evicted_host[slots] != evicted).any():

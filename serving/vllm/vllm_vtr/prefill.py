@@ -129,7 +129,9 @@ class PruningPrefill:
                 hidden = hidden + added[number][self.origin]
         output, _ = decoder.norm(hidden, residual)
         self._compact(decoder.layers)
-        self.state.finish(self.prompts, self.left.tolist())
+        last = output[self.starts + self.counts - 1].isfinite().all()
+        sound = self.prefill.finite & self.prefill.selected & last
+        self.state.finish(self.prompts, self.left.tolist(), sound)
         return output.new_zeros(len(embeds), output.shape[1]).index_copy_(0, self.origin, output)
 
     def _stage_behind(self, number: int) -> int | None:

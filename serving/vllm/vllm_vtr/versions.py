@@ -1,11 +1,14 @@
 """Which versions of vLLM the plug-in is written for, and what differs between them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from vllm import __version__
+from torch import nn
+from vllm import __version__, ir
 from vllm.logger import init_logger
+from vllm.model_executor.custom_op import CustomOp
 
 TESTED = ("0.26",)
 
@@ -80,3 +83,33 @@ def give_block_tables() -> None:
 
     initialize_kv_cache.vtr = True  # type: ignore[attr-defined]
     GPUModelRunner.initialize_kv_cache = initialize_kv_cache
+
+
+def uncompiled_methods(decoder: nn.Module) -> dict[CustomOp, Callable[..., Any]]:
+    """Return the methods by which a decoder's operations run outside of compiled programs, as one kernel each.
+
+    Inductor fuses what their native methods are made of. A prompt that is pruned runs without Inductor.
+    """
+    found = {}
+    for module in decoder.modules():
+        if isinstance(module, CustomOp):
+            given, module._enforce_enable = module._enforce_enable, True
+            found[module] = module.dispatch_forward(compile_native=False)
+            module._enforce_enable = given
+    return found
+
+
+@contextmanager
+def uncompiled(methods: dict[CustomOp, Callable[..., Any]]) -> Iterator[None]:
+    """Run operations by these methods, and norms by vLLM's own kernel, where the platform has one."""
+    given = {module: module._forward_method for module in methods}
+    with ExitStack() as stack:
+        for op in (ir.ops.rms_norm, ir.ops.fused_add_rms_norm):
+            stack.enter_context(op.set_priority([name for name in ("vllm_c", "native") if name in op.impls]))
+        try:
+            for module, method in methods.items():
+                module._forward_method = method
+            yield
+        finally:
+            for module, method in given.items():
+                module._forward_method = method

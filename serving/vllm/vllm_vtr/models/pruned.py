@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vllm_vtr import versions
 from vllm_vtr.model_state import PruningModelState
 
 
@@ -26,11 +27,15 @@ class Pruned:
         **kwargs: Any,
     ) -> Any:
         prefill = self.state.prefill if self.state else None
-        if prefill is None or inputs_embeds is None:
+        if self.state is None or prefill is None or inputs_embeds is None:
             stock: Any = super()
-            return stock.forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
+            reserved = self.state.reserve(positions.shape[-1]) if self.state else None
+            output = stock.forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
+            del reserved
+            return output
         count = len(inputs_embeds)
-        output = prefill.run(self.language_model.model, positions, inputs_embeds, self.added_features(count))
+        with versions.uncompiled(self.state.methods):
+            output = prefill.run(self.language_model.model, positions, inputs_embeds, self.added_features(count))
         self.clear_added_features(count)
         return output
 
