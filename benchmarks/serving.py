@@ -1,7 +1,7 @@
 """Measure how vLLM answers with the plug-in, and beside it unpruned: answers a second, first tokens, requests at once.
 
-Each way runs in processes of its own: offline, in a small cache, and (`--measures served`) behind an OpenAI server under
-vLLM's load generator.
+Each way runs in processes of its own: offline, in a small cache, and (`--measures served`) behind an OpenAI server
+under vLLM's load generator.
 """
 
 import argparse

@@ -27,7 +27,8 @@ def server(tmp_path_factory):
         port = found.getsockname()[1]
     command = [str(Path(sys.executable).with_name("vllm")), "serve", MODEL, "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "1024", "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 26)]
-    command += ["--tensor-parallel-size", "2", "--additional-config", VTR]
+    # The tower's three heads cannot be split.
+    command += ["--tensor-parallel-size", "2", "--mm-encoder-tp-mode", "data", "--additional-config", VTR]
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
     def start():
