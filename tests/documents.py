@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("image/*/README.md")), *sorted(ROOT.glob("video/*/README.md"))]
-READMES += sorted(ROOT.glob("examples/*/README.md"))
+READMES += [*sorted(ROOT.glob("serving/*/README.md")), *sorted(ROOT.glob("examples/*/README.md"))]
 DOCS = sorted(ROOT.glob("docs/**/*.md"))
 DOCUMENTS = READMES + DOCS
 

@@ -1,5 +1,6 @@
 """Commands and Python of the documents are run here, or parsed by the code that would run them."""
 
+import json
 import os
 import re
 import shlex
@@ -21,7 +22,7 @@ from transformers import LlamaConfig, LlamaModel
 
 import strategy
 import training
-from benchmarks import scaling, speed
+from benchmarks import scaling, serving, speed
 from comparison import compare, look
 from llava.lmms_eval_model import ARGUMENTS
 from strategy import backbone, registry
@@ -30,15 +31,17 @@ from strategy.options import between
 
 # A command has one of these words, or names a script of training. Each kind is parsed by a test here, or by one of the
 # backbone's own tests.
-PARSED = {"demo", "lmms_eval", "compare", "look", "speed", "benchmarks.scaling"}
+PARSED = {"demo", "lmms_eval", "compare", "look", "speed", "benchmarks.scaling", "benchmarks.serving"}
 PARSED |= {"run_inference_video_qa.py", "eval_video_qa.py"}
 FACTS = strategy.Facts(depth=32, nominal_tokens=576)  # those of LLaVA-1.5-7B
 
 
 def test_every_documented_command_is_of_a_kind_that_is_tried():
     for document, words in COMMANDS:
-        if words[0] == "pip":  # as CI does
-            assert words == ["pip", "install", "nox[uv]"], document
+        if words[0] == "pip":  # as CI does; or the plug-in, beside a vLLM
+            assert words[2:] in (["nox[uv]"], ["-e", ".", "-e", "serving/vllm"]), document
+            continue
+        if words[:2] == ["vllm", "serve"]:
             continue
         assert words[0] in ("nox", "python"), f"{document}: {shlex.join(words)}"
         if words[0] == "python" or "--" in words:
@@ -59,6 +62,20 @@ def test_documented_sessions_exist():
             named |= set(words[2 : words.index("--") if "--" in words else None])
     assert named
     assert named <= sessions
+
+
+def test_documented_servers_ask_for_options_that_there_are():
+    served = [words for _, words in COMMANDS if words[:2] == ["vllm", "serve"]]
+    assert served
+    for words in served:
+        given = json.loads(words[words.index("--additional-config") + 1])
+        assert strategy.VTRConfig(**given.pop("vtr")).enabled
+        assert not given
+
+
+def test_the_documented_measure_of_servers_is_understood():
+    [words] = [words for _, words in COMMANDS if "benchmarks.serving" in words]
+    assert len(serving.ways(serving.parse(words[words.index("benchmarks.serving") + 1 :]))) == 3
 
 
 def test_documented_demos_name_a_backbone():
@@ -89,7 +106,7 @@ def test_documented_python_runs_and_its_strategy_prunes(monkeypatch, capsys):
     shared = {}
     for document, block in sorted(blocks("python"), key=lambda pair: pair[0].name != "quickstart.md"):
         # These have tests of their own, the first three in other environments.
-        other = document.parent.parent.name in ("image", "video") or document.name == "adding_a_backbone.md"
+        other = document.parent.parent.name in ("image", "video", "serving") or document.name == "adding_a_backbone.md"
         if other or '@register("change")' in block:
             continue
         # The quickstart comes first and loads the model and the inputs that other documents take as given.

@@ -35,7 +35,7 @@ def server(tmp_path_factory):
         with log.open("ab") as out:
             process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        for _ in range(240):
+        for _ in range(600):
             try:
                 client.models.list()
                 return process, client
