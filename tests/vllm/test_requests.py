@@ -83,3 +83,15 @@ def test_a_prompt_that_ends_with_its_picture_is_answered_unpruned(engine):
     engine.use(VTR)
     assert engine.answer([question]) == unpruned
     assert unpruned[0].kept == []
+
+
+def test_log_probabilities_of_a_prompt_are_those_of_the_unpruned_one(engine):
+    [question] = questions(FAMILY, 1)
+    found = engine.llm.generate([given(question)], greedy(2, prompt_logprobs=0), use_tqdm=False)[0]
+    engine.use({"strategy": "clse", "keep_tokens": 576})
+    unpruned = engine.llm.generate([given(question)], greedy(2, prompt_logprobs=0), use_tqdm=False)[0]
+    engine.use(VTR)
+    assert engine.kept == {}
+    for logprobs, wanted in zip(found.prompt_logprobs[1:], unpruned.prompt_logprobs[1:], strict=True):
+        for token, value in wanted.items():
+            assert logprobs[token].logprob == pytest.approx(value.logprob, abs=1e-4)

@@ -35,15 +35,19 @@ class Pruning:
     plan: Plan
     longest: int
 
-    def evicted(self, prompt: int, features: Sequence[Any]) -> int:
+    def evicted(self, prompt: int, features: Sequence[Any], sampling: Any) -> int:
         """Return how many tokens the cache does not keep of a prompt.
 
         Args:
             prompt: How many tokens it has.
             features: vLLM's features of its pictures and videos.
+            sampling: vLLM's parameters of its answer, or None.
         """
         visual = num_visual_tokens(features)
         if not visual:
+            return 0
+        if sampling is not None and sampling.prompt_logprobs is not None:
+            logger.warning_once("vtr: a prompt whose log probabilities are asked for is answered unpruned.")
             return 0
         if prompt > self.longest:
             logger.warning_once(

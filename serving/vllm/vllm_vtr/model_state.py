@@ -83,7 +83,7 @@ class PruningModelState(DefaultModelState):
         super().add_request(req_index, new_req_data)
         features, prompt = new_req_data.mm_features, len(new_req_data.prompt_token_ids)
         spans: list[Span] = []
-        if self.pruning.evicted(prompt, features):
+        if self.pruning.evicted(prompt, features, new_req_data.sampling_params):
             spans = [self.family.span(self.model.config, feature) for feature in features]
         self.visuals[req_index] = Visuals(prompt, spans)
         self._evict([req_index], [0])

@@ -59,7 +59,7 @@ class PruningScheduler(Scheduler):
 
     def _evicted(self, request: Request) -> int:
         """Return how many tokens of a request's prompt will be pruned."""
-        return self.pruning.evicted(request.num_prompt_tokens, request.mm_features)
+        return self.pruning.evicted(request.num_prompt_tokens, request.mm_features, request.sampling_params)
 
     def _try_schedule_encoder_inputs(
         self,
