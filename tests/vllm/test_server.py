@@ -31,23 +31,28 @@ def server(tmp_path_factory):
     command += ["--tensor-parallel-size", "2", "--mm-encoder-tp-mode", "data", "--additional-config", VTR]
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
-    def start():
-        with log.open("ab") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        for _ in range(600):
-            try:
-                client.models.list()
-                return process, client
-            except openai.APIConnectionError:
-                assert process.poll() is None, log.read_text()[-4000:]
-                time.sleep(0.5)
-        raise AssertionError(log.read_text()[-4000:])
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+    try:
+        wait(client, process, log)
+        yield client
+    finally:
+        process.terminate()
+        process.wait(60)
 
-    process, client = start()
-    yield client
-    process.terminate()
-    process.wait(60)
+
+def wait(client, process, log, seconds=300):
+    """Wait until a server answers."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            client.models.list()
+            return
+        except openai.APIConnectionError:
+            assert process.poll() is None, log.read_text()[-4000:]
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-4000:])
 
 
 def asked(question, text):
