@@ -27,28 +27,6 @@ from strategy.evaluation.files import write_whole
 BYTES = 4 << 30  # of the cache in which requests at once are counted
 
 
-MEASURES = ("offline", "at_once", "served")
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a hub id, or a folder")
-    parser.add_argument("--strategy", default="clse")
-    parser.add_argument("--keep_tokens", nargs="*", type=int, default=[], help="a way for each budget in tokens")
-    parser.add_argument("--retain_ratio", nargs="*", type=float, default=[], help="a way for each budget as a ratio")
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--new", type=int, default=16, help="tokens of an answer")
-    parser.add_argument("--picture", type=int, default=336, help="pixels of a picture's side")
-    parser.add_argument("--measures", nargs="*", choices=MEASURES, default=["offline", "at_once"])
-    parser.add_argument("--load_format", default="auto", help="dummy: random weights")
-    parser.add_argument("--dtype", default="float16")
-    parser.add_argument("--more", type=json.loads, default={}, help="further arguments of vllm.LLM, in JSON")
-    parser.add_argument("--output", default="results/serving")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
 def ways(asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return what `additional_config` is in each way, by the way's name."""
     budgets = [("keep_tokens", budget) for budget in asked.keep_tokens]
@@ -113,7 +91,7 @@ def offline(asked: argparse.Namespace, additional_config: dict[str, Any]) -> dic
 def at_once(asked: argparse.Namespace, additional_config: dict[str, Any]) -> dict[str, Any]:
     """Count how many requests run at once in a cache that is too small for all."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    from vllm import LLM, SamplingParams  # noqa: PLC0415
+    from vllm import LLM, SamplingParams  # noqa: PLC0415  after the environment is set
 
     small = {"kv_cache_memory_bytes": BYTES, "enforce_eager": True, "max_num_seqs": 256}
     llm = LLM(**settings(asked, additional_config) | small)
@@ -128,8 +106,12 @@ def at_once(asked: argparse.Namespace, additional_config: dict[str, Any]) -> dic
 
 
 @contextmanager
-def serving(asked: argparse.Namespace, additional_config: dict[str, Any]) -> Iterator[str]:
-    """Run `vllm serve`, and give its address."""
+def serving(asked: argparse.Namespace, additional_config: dict[str, Any], seconds: float = 1800) -> Iterator[str]:
+    """Run `vllm serve` for the length of a `with`, and return its address.
+
+    Raises:
+        RuntimeError: The server ended, or did not answer within so many seconds.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -143,11 +125,11 @@ def serving(asked: argparse.Namespace, additional_config: dict[str, Any]) -> Ite
             command += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
-            address = f"http://127.0.0.1:{port}"
+            address, until = f"http://127.0.0.1:{port}", time.monotonic() + seconds
             while not answers(address):
-                if server.poll() is not None:
+                if server.poll() is not None or time.monotonic() > until:
                     log.seek(0)
-                    raise RuntimeError(f"vllm serve ended: {log.read()[-4000:].decode(errors='replace')}")
+                    raise RuntimeError(f"vllm serve does not answer: {log.read()[-4000:].decode(errors='replace')}")
                 time.sleep(0.5)
             yield address
         finally:
@@ -182,7 +164,26 @@ def served(asked: argparse.Namespace, additional_config: dict[str, Any]) -> dict
     return {ours: found[theirs] for theirs, ours in kept.items()}
 
 
-RUN = dict(zip(MEASURES, (offline, at_once, served), strict=True))
+MEASURES = {"offline": offline, "at_once": at_once, "served": served}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a hub id, or a folder")
+    parser.add_argument("--strategy", default="clse")
+    parser.add_argument("--keep_tokens", nargs="*", type=int, default=[], help="a way for each budget in tokens")
+    parser.add_argument("--retain_ratio", nargs="*", type=float, default=[], help="a way for each budget as a ratio")
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--new", type=int, default=16, help="tokens of an answer")
+    parser.add_argument("--picture", type=int, default=336, help="pixels of a picture's side")
+    parser.add_argument("--measures", nargs="*", choices=MEASURES, default=["offline", "at_once"])
+    parser.add_argument("--load_format", default="auto", help="dummy: random weights")
+    parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--more", type=json.loads, default={}, help="further arguments of vllm.LLM, in JSON")
+    parser.add_argument("--output", default="results/serving")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
 
 
 def measure(asked: argparse.Namespace, arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -204,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parse(given)
     if asked.one:
         kind, additional_config, file = asked.one
-        Path(file).write_text(json.dumps(RUN[kind](asked, additional_config)))
+        Path(file).write_text(json.dumps(MEASURES[kind](asked, additional_config)))
         return
     output = Path(asked.output)
     output.mkdir(parents=True, exist_ok=True)

@@ -168,6 +168,18 @@ class Strategy(ABC):
         """
         return self.config.prune_layer or facts.nearest_stages(default)
 
+    def plan_before_layers(self, facts: Facts, tokens: int | None = None, ratio: float | None = None) -> Plan:
+        """Return a plan with one stage before the first layer, or with the configured ones.
+
+        Args:
+            facts: What is known of the decoder.
+            tokens, ratio: The default budget, one of the two, as for `budget`.
+
+        Raises:
+            ValueError: Layers or budget do not fit the decoder.
+        """
+        return Plan.resolve(self.config.prune_layer or (0,), None, self.budget(tokens, ratio), facts, earliest=0)
+
     def budget(self, tokens: int | None = None, ratio: float | None = None) -> StageBudgets:
         """Return the configured budget, or the default that is given here in tokens or as a ratio."""
         if (tokens is None) == (ratio is None):

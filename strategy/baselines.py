@@ -79,7 +79,7 @@ class Uniform(Strategy):
     """
 
     def plan(self, facts: Facts) -> Plan:
-        return Plan.resolve(self.config.prune_layer or (0,), None, self.budget(tokens=BUDGET), facts, earliest=0)
+        return self.plan_before_layers(facts, tokens=BUDGET)
 
     def score(self, view: View) -> Tensor:
         samples, count = view.visual.shape

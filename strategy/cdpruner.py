@@ -67,7 +67,7 @@ class CDPruner(Strategy):
     """
 
     def plan(self, facts: Facts) -> Plan:
-        return Plan.resolve(self.config.prune_layer or (0,), None, self.budget(tokens=192), facts, earliest=0)
+        return self.plan_before_layers(facts, tokens=192)
 
     def select(self, view: View) -> Tensor:
         weight = relevance(view.features, view.features_at(view.question), view.asked)

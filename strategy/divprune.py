@@ -47,7 +47,7 @@ class DivPrune(Strategy):
     """
 
     def plan(self, facts: Facts) -> Plan:
-        return Plan.resolve(self.config.prune_layer or (0,), None, self.budget(ratio=0.098), facts, earliest=0)
+        return self.plan_before_layers(facts, ratio=0.098)
 
     def select(self, view: View) -> Tensor:
         return most_diverse(view.features, view.keep).sort(dim=1).values

@@ -58,7 +58,7 @@ class EADP(Strategy):
     """
 
     def plan(self, facts: Facts) -> Plan:
-        return Plan.resolve(self.config.prune_layer or (0,), None, self.budget(tokens=128), facts, earliest=0)
+        return self.plan_before_layers(facts, tokens=128)
 
     def importance(self, view: View, unit: Tensor) -> Tensor:
         """Return the importance [G, N] of visual tokens with features `unit` [G, N, C] of length one."""

@@ -59,7 +59,7 @@ class HoloV(Strategy):
     encoder_layer = -2
 
     def plan(self, facts: Facts) -> Plan:
-        return Plan.resolve(self.config.prune_layer or (0,), None, self.budget(tokens=192), facts, earliest=0)
+        return self.plan_before_layers(facts, tokens=192)
 
     def select(self, view: View) -> Tensor:
         assert view.encoder is not None

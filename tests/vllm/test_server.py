@@ -2,11 +2,7 @@
 
 import base64
 import io
-import os
-import socket
-import subprocess
-import sys
-import time
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,45 +10,27 @@ import openai
 import pytest
 from engines import CHECKPOINTS, Reference, questions
 
-VTR = '{"vtr": {"strategy": "clse", "retain_ratio": 0.112}}'
+from benchmarks import serving
+
+VTR = {"strategy": "clse", "retain_ratio": 0.112}
 MODEL = str(CHECKPOINTS / "shapes-qwen2")
+MORE = {
+    "max_model_len": 1024,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 1 << 26,
+    "tensor_parallel_size": 2,
+    "mm_encoder_tp_mode": "data",  # the tower's three heads cannot be split
+}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server():
     """A client of a server."""
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", MODEL, "--port", str(port), "--dtype", "float32"]
-    command += ["--max-model-len", "1024", "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 26)]
-    # The tower's three heads cannot be split.
-    command += ["--tensor-parallel-size", "2", "--mm-encoder-tp-mode", "data", "--additional-config", VTR]
-    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    try:
-        wait(client, process, log)
-        yield client
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def wait(client, process, log, seconds=300):
-    """Wait until a server answers."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            client.models.list()
-            return
-        except openai.APIConnectionError:
-            assert process.poll() is None, log.read_text()[-4000:]
-            time.sleep(0.5)
-    raise AssertionError(log.read_text()[-4000:])
+    given = serving.parse(["--model", MODEL, "--dtype", "float32", "--more", json.dumps(MORE)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+        with serving.serving(given, {"vtr": VTR}, seconds=300) as address:
+            yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
 
 def asked(question, text):
@@ -70,10 +48,9 @@ def asked(question, text):
 @pytest.mark.processes
 def test_answers_of_a_server_are_those_on_transformers(server):
     reference, given = Reference(Path(MODEL)), questions("qwen2", 6)
-    vtr = {"strategy": "clse", "retain_ratio": 0.112}
     texts = [question.text.partition("<|vision_end|>")[2].partition("<|im_end|>")[0] for question in given]
     decode = reference.processor.tokenizer.decode
-    expected = [decode(reference.answer(each, vtr).tokens, skip_special_tokens=True) for each in given]
+    expected = [decode(reference.answer(each, VTR).tokens, skip_special_tokens=True) for each in given]
 
     def ask(number):
         stream = server.chat.completions.create(

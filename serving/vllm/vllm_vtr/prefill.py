@@ -68,8 +68,15 @@ class PruningPrefill:
         prompts: Those to prune, in the order of their rows.
 
     Attributes:
+        numbers: The prompts' rows in the batch.
         lengths: How many tokens each row of the batch has, on the host.
         left: The same of the prompts that are pruned.
+        whole, longest: `left` before the first stage, and the greatest of it.
+        query, key: [tokens, heads * head width], of the layer before a stage.
+        starts, counts: Where each prompt begins in the batch, and how many tokens it has, on the device.
+        rows: Where the prompts' tokens stand in the batch, one prompt after the other.
+        real: [B, L], False at padding.
+        pruned: What the stages know of the prompts.
         origin: [tokens], where each token stood in the batch as it came.
         places: [tokens], where each token lies in the cache of its request.
         padded: [B, L], where the prompts' tokens stand in the batch.
@@ -81,6 +88,7 @@ class PruningPrefill:
         self.state, self.batch, self.prompts = state, batch, prompts
         self.call: AttentionCall | None = None
         self.runner, self.plan = state.runner, state.pruning.plan
+        self.numbers = [prompt.row for prompt in prompts]
         self.lengths = batch.num_scheduled_tokens[: batch.num_reqs].astype(np.int64)
         self.left = np.array([prompt.length for prompt in prompts])
         self.whole, self.longest = self.left.copy(), int(self.left.max())
@@ -115,14 +123,14 @@ class PruningPrefill:
                 hidden = self._prune(0, hidden, None)
                 own = positions[..., self.origin]
             if number == self.plan.reference:
-                self.prefill.reference = self._stream(hidden, residual)[self.padded]
+                self.pruned.reference = self._stream(hidden, residual)[self.padded]
             attn, stage = layer.self_attn.attn, self._stage_behind(number)
-            # A copy, since the layer's norm adds to the residual in place.
-            entered = None if stage is None else self._stream(hidden, residual).clone()
+            # Before the layer, whose norm adds to the residual in place.
+            entered = None if stage is None else self._stream(hidden, residual)[self.padded]
             with self._saving(number, attn):
                 hidden, residual = layer(own, hidden, residual)
             if stage is not None and entered is not None:
-                states = LayerStates(entered[self.padded], partial(self._keys, attn), partial(self._attention, attn))
+                states = LayerStates(entered, partial(self._keys, attn, self.padded), partial(self._attention, attn))
                 hidden, residual = self._prune(stage, self._stream(hidden, residual), states), None
                 own = positions[..., self.origin]
             if number < len(added):
@@ -130,7 +138,7 @@ class PruningPrefill:
         output, _ = decoder.norm(hidden, residual)
         self._compact(decoder.layers)
         last = output[self.starts + self.counts - 1].isfinite().all()
-        sound = self.prefill.finite & self.prefill.selected & last
+        sound = self.pruned.finite & self.pruned.selected & last
         self.state.finish(self.prompts, self.left.tolist(), sound)
         return output.new_zeros(len(embeds), output.shape[1]).index_copy_(0, self.origin, output)
 
@@ -152,15 +160,14 @@ class PruningPrefill:
             [span._replace(start=_shifted(span.start, before)) for span in prompt.spans]
             for prompt, before in zip(self.prompts, padding, strict=True)
         ]
-        self.prefill = PrefillState.from_layout(layout, self.padded, self.real, None)
+        self.pruned = PrefillState.from_layout(layout, self.padded, self.real, None)
         return embeds[:count]
 
     def _place(self, length: int) -> None:
         """Find the pruned prompts' tokens in the batch as it now is."""
         ends = self.lengths.cumsum()
-        rows = [prompt.row for prompt in self.prompts]
         # Small and pinned, so that the host does not wait.
-        self.starts, self.counts = self._to_device(ends[rows] - self.lengths[rows], self.left)
+        self.starts, self.counts = self._to_device((ends - self.lengths)[self.numbers], self.left)
         cells = torch.arange(length, device=self.device) - (length - self.counts)[:, None]
         self.real = cells >= 0
         self.padded = self.starts[:, None] + cells.clamp(min=0)
@@ -190,37 +197,38 @@ class PruningPrefill:
         finally:
             handle.remove()
 
-    def _keys(self, attn: Any) -> Tensor:
+    def _keys(self, attn: Any, places: Tensor) -> Tensor:
+        """Return the keys [G, key heads, L, head width] of tokens at places [G, L] of the batch."""
         assert self.key is not None
-        return self.key[self.padded].unflatten(-1, (attn.num_kv_heads, -1)).transpose(1, 2)
+        return self.key[places].unflatten(-1, (attn.num_kv_heads, -1)).transpose(1, 2)
 
     def _attention(self, attn: Any, positions: Tensor, select: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the attention [G, heads, R, L] of tokens at positions [G, R] of prompts, see `AttentionFn`."""
         assert self.query is not None
-        queries = self.query[gather_rows(select(self.padded), positions)].unflatten(-1, (attn.num_heads, -1))
-        keys, real = select(self._keys(attn)), select(self.real)
-        return softmax_rows(queries.transpose(1, 2), keys, attn.impl.scale, positions, real)
+        places = select(self.padded)
+        queries = self.query[gather_rows(places, positions)].unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+        return softmax_rows(queries, self._keys(attn, places), attn.impl.scale, positions, select(self.real))
 
     def _prune(self, stage: int, stream: Tensor, states: LayerStates | None) -> Tensor:
         """Return what a stage leaves of the residual stream [tokens, C], and let attention see that."""
-        before, length, were = len(self.prefill.gather_indices), self.padded.shape[1], self.left.copy()
-        pruned = self.runner.prune(self.prefill, stage, stream[self.padded], states)
-        if len(self.prefill.gather_indices) == before:
+        before, length, were = len(self.pruned.gather_indices), self.padded.shape[1], self.left.copy()
+        pruned = self.runner.prune(self.pruned, stage, stream[self.padded], states)
+        if len(self.pruned.gather_indices) == before:
             return stream
-        for group in self.prefill.groups:
+        for group in self.pruned.groups:
             self.left[group.samples] = self.whole[group.samples] - (self.longest - group.remaining.shape[1])
         left, shorter = int(self.left.sum()), pruned.shape[1]
         [counts, ahead] = self._to_device(self.left, were.cumsum() - were - (length - were))
         # What is left of a prompt stands at the end of its row.
         cells = ragged(torch.arange(1, len(counts) + 1, device=self.device) * shorter - counts, counts, left)
-        take = self.prefill.gather_indices[-1]
+        take = self.pruned.gather_indices[-1]
         self.survivors.append((take + ahead[:, None]).flatten()[cells])
         origin = self.origin[self.padded].gather(1, take).flatten()
         places = (torch.arange(shorter, device=self.device) - (shorter - counts)[:, None]).flatten()
         # Each row of the batch comes from where it stood, or from the prompts that were pruned.
-        tokens, rows = len(stream), [prompt.row for prompt in self.prompts]
         starts = self.lengths.cumsum() - self.lengths
-        starts[rows] = tokens + np.arange(1, len(rows) + 1) * shorter - self.left
-        self.lengths[rows] = self.left
+        starts[self.numbers] = len(stream) + np.arange(1, len(counts) + 1) * shorter - self.left
+        self.lengths[self.numbers] = self.left
         [first, lengths] = self._to_device(starts, self.lengths)
         index = ragged(first, lengths, int(self.lengths.sum()))
         self.origin = torch.cat((self.origin, origin))[index]
@@ -231,7 +239,7 @@ class PruningPrefill:
 
     def _attend(self) -> None:
         """Let the attention of the layers that follow see the batch as it now is."""
-        batch, total, rows = self.batch, int(self.lengths.sum()), [prompt.row for prompt in self.prompts]
+        batch, total, rows = self.batch, int(self.lengths.sum()), self.numbers
         starts = np.concatenate(([0], self.lengths.cumsum())).astype(np.int32)
         most, lens = batch.seq_lens_cpu_upper_bound.clone(), batch.seq_lens.clone()
         most[rows] = torch.from_numpy(self.left).to(most.dtype)
