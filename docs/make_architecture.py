@@ -28,7 +28,7 @@ COLOURS = {
 # Name, colour, second line; from the top down.
 ROOMS = (
     ("comparison/, benchmarks/", "tools", "runs, tables, reports; measured speed"),
-    ("image/, video/", "adapters", "model families, lmms-eval models, the video script"),
+    ("image/, video/, serving/", "adapters", "model families, lmms-eval models, the video script; vLLM"),
     ("evaluation/", "evaluation", "what lmms-eval models share: requests, resume"),
     ("attach.py", "attach", "attach, detach, prune"),
     ("graph/", "graph", "greedy answers by fused layers and CUDA graphs"),
@@ -117,8 +117,10 @@ def rooms() -> Iterator[str]:
             yield arrow(x + 190, top + height, x + 190, top + step - 2)
     first, last = y + 5 * step, y + 8 * step
     yield from box(x + width - 125, first, 125, last - step + height - first, "methods", "methods")
+    rows = -(-len(METHODS) // 2)
     for number, name in enumerate(METHODS):
-        yield text(x + width - 113, first + 42 + number * 11, f"{name}.py", size=10)
+        column, row = divmod(number, rows)
+        yield text(x + width - 115 + 58 * column, first + 42 + row * 16, name, size=10)
     yield arrow(x + width - 62, last - step + height, x + width - 62, last - 2)
 
 

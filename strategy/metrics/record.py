@@ -38,7 +38,8 @@ class GraphDecision(NamedTuple):
 
     program: "vision", "prefill" or "decode", with the shapes of its inputs; or "answer". action: "captured", "evicted"
     or "rejected" for the CUDA graph of a program, "ran without a graph" for a run of it (for the first time of some
-    shapes, of all shapes together); "stock loop", "stock prefill" or "not compiled" for an answer.
+    shapes, of all shapes together); "stock modules" for vision modules that run as they are; "stock loop",
+    "stock prefill" or "not compiled" for an answer.
     """
 
     program: str

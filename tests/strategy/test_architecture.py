@@ -9,7 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/architecture.md"
-CODE = [file for folder in ("strategy", "comparison", "video/Video-LLaVA") for file in (ROOT / folder).rglob("*.py")]
+CODE = [
+    file
+    for folder in ("strategy", "comparison", "video/Video-LLaVA", "serving/vllm/vllm_vtr")
+    for file in (ROOT / folder).rglob("*.py")
+]
 
 
 def defined() -> set[str]:
@@ -17,15 +21,15 @@ def defined() -> set[str]:
     names = {file.stem for file in CODE}
     for file in CODE:
         tree = ast.parse(file.read_text())
-        names |= {
-            each.target.id for each in tree.body if isinstance(each, ast.AnnAssign) and hasattr(each.target, "id")
-        }
+        targets = [each for node in tree.body for each in getattr(node, "targets", [getattr(node, "target", None)])]
+        names |= {each.id for each in targets if isinstance(each, ast.Name)}
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 names.add(node.name)
             if isinstance(node, ast.ClassDef | ast.Module):
                 owner = file.stem if node is tree else node.name
                 names |= {f"{owner}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+                names |= {f"{owner}.{each.target.id}" for each in node.body if isinstance(each, ast.AnnAssign)}
     return names
 
 
@@ -65,6 +69,20 @@ def test_the_picture_shows_every_room_and_method():
     assert rooms <= set(re.findall(r"(\w+)/", drawn))
     files = {file.stem for file in (ROOT / "strategy").glob("*.py") if "@register(" in file.read_text()}
     assert files == set(DRAWN["METHODS"])
+
+
+def test_the_methods_stand_inside_their_box():
+    svg = PAGE.with_name("architecture.svg").read_text()
+    ends = [
+        tuple(map(float, found))
+        for found in re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', svg)
+    ]
+    (_, head) = map(float, re.search(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>methods<', svg).groups())
+    [(left, top, width, height)] = [each for each in ends if each[1] == head - 21 and each[2] < 200]
+    for name in DRAWN["METHODS"]:
+        x, y = map(float, re.search(rf'<text x="([\d.]+)" y="([\d.]+)"[^>]*>{name}<', svg).groups())
+        assert left < x < x + 6 * len(name) < left + width + 6, name  # at most six units a letter of size 10
+        assert head < y < top + height, name
 
 
 def test_the_steps_of_the_picture_exist():

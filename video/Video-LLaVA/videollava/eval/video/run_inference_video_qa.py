@@ -89,7 +89,9 @@ def run_settings(options: argparse.Namespace, config: strategy.VTRConfig) -> dic
     digests = {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
     # The name of this module is not its own when it is run as a script.
     answering = what_answers_depend_on(AnswerFile.__module__, weight_folders(options.model_path, options.cache_dir))
-    pruning = config.values() if config.enabled else {"enabled": False}
+    # Runs with another engine share their answers, as those of lmms-eval do.
+    pruning = {name: value for name, value in config.values().items() if name != "engine"}
+    pruning = pruning if config.enabled else {"enabled": False}
     return {name: getattr(options, name) for name in names} | digests | answering | pruning
 
 
