@@ -28,6 +28,7 @@ from comparison.cli import (
     OptionValues,
     add_options,
     check_used,
+    config_of,
     downsample_options,
     load_evaluator,
     model_parser,
@@ -59,6 +60,7 @@ from strategy.evaluation.files import write_whole
 SET_OTHERWISE = ("enabled", "strategy", "keep_tokens", "retain_ratio", "seed")
 HOW = "since --strategies, --budgets and --seeds set it"
 ALL = "all"
+FEW = 80  # questions that all strategies are asked if no number is given, so that two cores take a quarter of an hour
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -67,7 +69,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--strategies", required=True, help=f"some of {','.join(strategy_names())}; or {ALL}")
     parser.add_argument("--budgets", required=True, help="numbers of tokens, such as 192,128,64")
     parser.add_argument("--tasks", required=True, help="tasks of lmms-eval; for videollava folders, see its README")
-    parser.add_argument("--limit", type=int, help="only the first so many questions; all if not given")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        help=f"only the first so many questions; if not given, {FEW} with --strategies {ALL}, else all",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="how often random tokens are drawn")
     parser.add_argument(
         "--calibrate",
@@ -86,7 +92,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--list", nargs=0, action=ListStrategies, default=False, help="print all strategies and what they need, and end"
     )
     add_options(parser, SET_OTHERWISE)
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.limit is None and given.strategies == ALL:
+        given.limit = FEW
+    return given
 
 
 def options_of_runs(arguments: argparse.Namespace) -> list[OptionValues]:
@@ -124,6 +133,11 @@ def options_of_runs(arguments: argparse.Namespace) -> list[OptionValues]:
 def strategy_names() -> tuple[str, ...]:
     """Return what `--strategies` takes."""
     return (*strategy.available(), DOWNSAMPLE)
+
+
+def weights_of(options: Sequence[OptionValues]) -> list[str]:
+    """Return the hub ids or folders of weights that the options of runs name."""
+    return list(dict.fromkeys(weights for own in options for weights in config_of(own).weight_sources))
 
 
 def draws_of(name: str, seeds: int) -> list[dict[str, int]]:
@@ -252,7 +266,7 @@ def compare(
         "task": task,
         "code": digest.of_code(("strategy", evaluator.package)),
         "versions": digest.of_versions(),
-        "weights": digest.of_weights([arguments.pretrained]),
+        "weights": digest.of_weights([arguments.pretrained, *weights_of(options)]),
         "tasks": digest.of_tasks([arguments.include_path, task]),
     }
     runs: list[Run] = []

@@ -35,6 +35,7 @@ def needs_of(name: str) -> str:
         needs.append("a second prefill without the question")
     if cls.encoder_layer is not None:
         needs.append(f"layer {cls.encoder_layer} of the vision tower, on models whose backbone describes it")
+    needs += [f"if you like, {option}" for option in cls.options_type.weights]
     return "; ".join(needs) or "nothing else"
 
 

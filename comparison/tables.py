@@ -59,7 +59,7 @@ def _escaped(text: str) -> str:
 
 
 def markdown(runs: Sequence[Run], published: Figures | None = None) -> str:
-    """Return the table in Markdown, followed by a note on each run that failed."""
+    """Return the table in Markdown, followed by the number of questions and a note on each run that failed."""
     headers, rows = table(runs, published)
     writer = MarkdownTableWriter(
         headers=[_escaped(header) for header in headers],
@@ -69,7 +69,9 @@ def markdown(runs: Sequence[Run], published: Figures | None = None) -> str:
     )
     failed = [run for run in ordered(runs) if run.failed is not None]
     notes = [f"- {_escaped(run.name)}: {_escaped(str(run.failed))}\n" for run in failed]
-    return writer.dumps() + ("\n" + "".join(notes) if notes else "")
+    counts = sorted({len(run.answers) for run in runs if run.failed is None})
+    questions = f"\nQuestions a run: {' or '.join(map(str, counts))}.\n" if counts else ""
+    return writer.dumps() + questions + ("\n" + "".join(notes) if notes else "")
 
 
 def _flat(value: Any, name: str) -> dict[str, Any]:

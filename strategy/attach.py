@@ -25,6 +25,7 @@ from strategy.plan import Plan
 from strategy.pruning import refusals
 from strategy.pruning.encoder import EncoderRecorder
 from strategy.pruning.hooks import PruningHooks
+from strategy.pruning.joint import JointPlacer
 from strategy.pruning.patch import ModelPatch
 from strategy.pruning.question_free import QuestionFreePass
 from strategy.pruning.stage import StageRunner, Watch
@@ -82,7 +83,8 @@ class Attachment:
             question_free = QuestionFreePass(decoder, plan.layers[0], self.meter, config.strategy, sharded)
         layer = strategy.encoder_layer if strategy else None
         encoder = EncoderRecorder.of(layer, config.strategy, model, backbone, bare=model is decoder)
-        hooks = PruningHooks(model, decoder, backbone, specs, layout, runner, question_free, encoder)
+        joint = JointPlacer.of(strategy, model, backbone, self.meter)
+        hooks = PruningHooks(model, decoder, backbone, specs, layout, runner, question_free, encoder, joint)
         self.generator: GraphGenerator | None = None
         if stock_loop and wants_graphs(config.engine, decoder):
             self.record.decide("answer", "stock loop", stock_loop)

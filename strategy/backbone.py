@@ -53,6 +53,20 @@ class EncoderSpec(NamedTuple):
     order: tuple[nn.Module, Callable[[Mapping[str, Any]], Tensor]] | None = None
 
 
+class JointSpace(NamedTuple):
+    """The joint space of pictures and texts that a CLIP model has.
+
+    align: Returns the place [..., D] of the features [..., C] of a layer of the vision tower, in float32. tokenize:
+    Returns the token ids [P, L] of the pieces of texts, padded on the right, with the length of each piece [P] and the
+    number of the text that it is of [P]. embed: Given these, returns the place [P, D] of each piece, of length 1, in
+    float32.
+    """
+
+    align: Callable[[Tensor], Tensor]
+    tokenize: Callable[[Sequence[str]], tuple[Tensor, Tensor, Tensor]]
+    embed: Callable[[Tensor, Tensor], Tensor]
+
+
 Layout = Sequence[Sequence[Span]]
 """The spans of each sample of a batch."""
 
@@ -194,6 +208,23 @@ class Backbone(ABC):
         """Describe the vision tower of a model.
 
         The default, None, means that nobody knows: strategies that ask what the tower saw are refused.
+        """
+        return None
+
+    def joint_space(self, model: Any, clip_text: str) -> JointSpace | None:
+        """Return the joint space of a CLIP model, which is given by a hub id or a folder, and of the vision tower.
+
+        The default, None, means that the vision tower is none of a CLIP model, or that nobody knows.
+
+        Raises:
+            ValueError: The CLIP model cannot be loaded, or is not that of the vision tower.
+        """
+        return None
+
+    def questions(self, model: Any, kwargs: Mapping[str, Any]) -> list[str] | None:
+        """Return what each prompt of the entry's forward call asks, for `JointSpace.tokenize`.
+
+        The default, None, means that nobody knows.
         """
         return None
 

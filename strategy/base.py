@@ -12,7 +12,7 @@ from strategy.config import VTRConfig
 from strategy.options import Options
 from strategy.plan import Facts, Grid, Plan, StageBudgets
 
-__all__ = ["EncoderView", "Facts", "Grid", "Plan", "StageBudgets", "Strategy", "View", "mean_of"]
+__all__ = ["EncoderView", "Facts", "Grid", "JointView", "Plan", "StageBudgets", "Strategy", "View", "mean_of"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,20 @@ class EncoderView:
     attention: Tensor
     keys: Tensor
     features: Tensor
+
+
+@dataclass(frozen=True)
+class JointView:
+    """Where the joint space of a CLIP model's pictures and texts has what G samples show and ask.
+
+    Attributes:
+        visual: The N visual tokens, [G, N, D], float32, of any length.
+        question: The questions, [G, D], float32: the mean of vectors of length 1, one for each piece of a text that is
+            too long for the text tower.
+    """
+
+    visual: Tensor
+    question: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class View:
         prior: [G, heads, N], the attention that the last token of the prompt without its question pays the visual
             tokens before the first stage, for a strategy that is `question_free`; else None.
         encoder: What the vision tower saw, for a strategy with an `encoder_layer`; else None.
+        joint: The joint space of pictures and texts, for a strategy with `clip_text`; else None.
     """
 
     stage: int
@@ -86,6 +101,7 @@ class View:
     memo: dict[str, Tensor]
     prior: Tensor | None = None
     encoder: EncoderView | None = None
+    joint: JointView | None = None
 
     @cached_property
     def features(self) -> Tensor:
@@ -119,11 +135,15 @@ class Strategy(ABC):
         question_free: Whether the strategy wants `View.prior`, for which the layers before the first stage run twice.
         encoder_layer: The layer of the vision tower that the strategy wants to see as `View.encoder`; -1 is the last
             one. None for a strategy that does not look at the tower.
+        clip_text: The CLIP model, a hub id or a folder, in whose joint space the strategy wants to see the visual
+            tokens and the question as `View.joint`; the visual tokens are taken from `encoder_layer`. None for a
+            strategy that wants none.
     """
 
     options_type: ClassVar[type[Options]] = Options
     question_free = False
-    encoder_layer: ClassVar[int | None] = None
+    encoder_layer: int | None = None
+    clip_text: str | None = None
 
     def __init__(self, config: VTRConfig) -> None:
         cls = type(self)

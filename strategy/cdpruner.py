@@ -1,11 +1,16 @@
 """CDPruner (NeurIPS 2025, arXiv 2506.10967): a determinantal set of tokens that differ and concern the question."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from strategy.base import Strategy, View
+from strategy.config import VTRConfig
 from strategy.kernels.selection import first_maximum
+from strategy.options import Options, option, path
 from strategy.plan import Facts, Plan
 from strategy.registry import register
 
@@ -46,30 +51,65 @@ def greedy_map(kernel: Tensor, count: int) -> Tensor:
     return torch.cat(chosen, dim=1)
 
 
+def likeness(visual: Tensor, text: Tensor) -> Tensor:
+    """Return the product of visual tokens [G, N, C], made of length 1, with a text [G, C] as it is, [G, N]."""
+    # Of features that are not finite, the engine says so.
+    return (normalize(visual.float(), dim=-1).nan_to_num() * text[:, None]).sum(-1)
+
+
+def scaled(values: Tensor) -> Tensor:
+    """Return values [G, N] scaled to 0 ... 1 in each sample."""
+    least, most = values.aminmax(dim=1, keepdim=True)
+    return (values - least + EPS) / (most - least + EPS)
+
+
 def relevance(visual: Tensor, words: Tensor, asked: Tensor) -> Tensor:
     """Return the cosine of visual tokens [G, N, C] with the mean of the words [G, R, C] asked, from 0 to 1, [G, N]."""
-    # Of features that are not finite, the engine says so.
-    mean = (words.float().nan_to_num() * asked[..., None]).sum(1, keepdim=True)
-    likeness = (normalize(visual.float(), dim=-1).nan_to_num() * normalize(mean, dim=-1)).sum(-1)
-    least, most = likeness.aminmax(dim=1, keepdim=True)
-    return (likeness - least + EPS) / (most - least + EPS)
+    mean = (words.float().nan_to_num() * asked[..., None]).sum(1)
+    return scaled(likeness(visual, normalize(mean, dim=-1)))
+
+
+@dataclass(frozen=True, init=False)
+class CDPrunerOptions(Options):
+    """The options of CDPruner."""
+
+    weights: ClassVar[tuple[str, ...]] = ("clip_text",)
+
+    clip_text: str | None = option(
+        None,
+        path,
+        "The CLIP model, a hub id or a folder, with whose text features the patches are compared, as published: "
+        "`openai/clip-vit-large-patch14-336` for LLaVA-1.5, and none for other models. Without it, embeddings of the "
+        "decoder are compared.",
+    )
 
 
 @register("cdpruner")
 class CDPruner(Strategy):
     """The greedy maximum of a determinantal point process with kernel r_i cos_ij r_j, r the relevance (section 3).
 
-    One stage before the first layer, on the projected features, 192 tokens. Choices: the published relevance compares
-    CLIP's features of patches and of the question, which the decoder does not have; here it is the cosine of a
-    projected feature with the mean embedding of all tokens behind the picture, which include the template's. It is
-    scaled to 0 ... 1 in each sample, as in the published code. That code negates it for CLIP, whose patches answer
-    inversely; this does not.
+    One stage before the first layer, on the projected features, 192 tokens. The published relevance, which takes
+    `clip_text`, is the negative cosine of a patch, from the vision tower's second last layer, with the question, both
+    in CLIP's joint space. Choices: without it, relevance is the cosine of a projected feature with the mean embedding
+    of all tokens behind the picture, which include the template's, and is not negated. It is scaled to 0 ... 1 in each
+    sample, as the published code does in its batches of one. Where a question is too long for the text tower, each
+    piece is a text of its own, with a first and a last token; in the published code only the whole has these.
     """
+
+    options_type = CDPrunerOptions
+
+    def __init__(self, config: VTRConfig) -> None:
+        super().__init__(config)
+        self.clip_text = self.options.clip_text
+        self.encoder_layer = None if self.clip_text is None else -2
 
     def plan(self, facts: Facts) -> Plan:
         return self.plan_before_layers(facts, tokens=192)
 
     def select(self, view: View) -> Tensor:
-        weight = relevance(view.features, view.features_at(view.question), view.asked)
+        if view.joint is None:
+            weight = relevance(view.features, view.features_at(view.question), view.asked)
+        else:
+            weight = scaled(-likeness(view.joint.visual, view.joint.question))
         unit = normalize(view.features.float(), dim=-1).nan_to_num() * weight[..., None]
         return greedy_map(unit @ unit.transpose(1, 2), view.keep).sort(dim=1).values

@@ -93,6 +93,11 @@ class VTRConfig(Options):
         """Return the value of each option by its name: those of the configuration, then the strategy's own."""
         return super().values() | self.options.values()
 
+    @property
+    def weight_sources(self) -> tuple[str, ...]:
+        """Return the hub ids or folders of weights that the strategy's options name."""
+        return tuple(value for name in self.options.weights if (value := getattr(self.options, name)) is not None)
+
     def _check_together(self) -> None:
         if self.keep_tokens and self.retain_ratio:
             raise ValueError(

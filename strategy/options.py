@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 Read = Callable[[str, Any], Any]
 """Turns an option's name and the value that was given into a checked value; raises ValueError that names both."""
@@ -23,6 +23,9 @@ class Options:
     A subclass is a `@dataclass(frozen=True, init=False)`. Its constructor takes the fields as keyword arguments and
     raises ValueError that names the field, the value and what is allowed.
     """
+
+    weights: ClassVar[tuple[str, ...]] = ()
+    """The options that name weights beside those of the model, by hub ids or folders."""
 
     def __init__(self, **given: Any) -> None:
         check_names(given, self.names())
@@ -79,6 +82,15 @@ def flag(name: str, value: Any) -> bool:
     if text in ("false", "0", "no", "off"):
         return False
     raise ValueError(f"{name}={value!r}: allowed are True and False")
+
+
+def path(name: str, value: Any) -> str | None:
+    """Read a hub id or a folder, or None."""
+    if value is None or str(value).strip().lower() == "none":
+        return None
+    if not str(value).strip():
+        raise ValueError(f"{name}={value!r}: want a hub id or a folder; omit it for none")
+    return str(value)
 
 
 def one_of(allowed: Callable[[], tuple[str, ...]], besides: Callable[[], str] = str) -> Read:

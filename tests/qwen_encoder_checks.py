@@ -142,3 +142,11 @@ def test_what_looking_costs_is_counted_as_torch_counts_it(tiny):
     # Each patch of a frame pays all of its patches, in numbers as wide as all heads.
     pairs = sum(frames * (16 * height * width * height * width) for frames, height, width in prompts.grids[0])
     assert vision["scope"] - vision["uniform"] == pairs * 32
+
+
+def test_a_tower_that_is_none_of_clip_has_no_text(tiny):
+    config = VTRConfig(strategy="cdpruner", clip_text="openai/clip-vit-large-patch14-336")
+    model = tiny.model("sdpa")
+    with pytest.raises(ValueError, match=r"^cdpruner: clip_text='openai/.*', but the backbone \w+ knows no CLIP model"):
+        strategy.attach(model, config)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

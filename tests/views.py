@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from strategy import Grid, View
-from strategy.base import EncoderView
+from strategy.base import EncoderView, JointView
 from strategy.kernels.selection import select_top
 
 
@@ -24,14 +24,15 @@ def view_of(
     entered: Tensor | None = None,
     keys: Tensor | None = None,
     encoder: EncoderView | None = None,
+    joint: JointView | None = None,
 ) -> View:
     """A stage of prompts of N visual tokens and R words behind them.
 
     features, reference: [G, N, C]; words: [G, R, C], the same at both layers. attention: [G, heads, R, N], what
     each word pays, the first one without the question too; asked: [G, R]. entered: [G, N, C], what the layer before
     was given; keys: [G, key heads, N + R, width]. encoder: what the tower saw; if not given, what the first word pays
-    stands for the class token's attention, and the features for the tower's. The sequence is the visual tokens and then
-    the words; all are on one row if no grids are given.
+    stands for the class token's attention, and the features for the tower's. joint: see `View`. The sequence is the
+    visual tokens and then the words; all are on one row if no grids are given.
     """
     samples, count = features.shape[:2]
     rows = attention.shape[2]
@@ -65,4 +66,5 @@ def view_of(
         top=lambda scores: select_top(scores, keep),
         memo={},
         encoder=encoder or EncoderView(attention[:, :, 0], features[:, None], features),
+        joint=joint,
     )

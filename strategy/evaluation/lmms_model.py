@@ -146,7 +146,7 @@ class PrunedModelMixin:
             raise ValueError("resume_folder= is empty: name a folder, or omit it")
         settings = {"model": self.model_id, **arguments, **config.values()}
         settings = {name: value for name, value in settings.items() if name not in IGNORED_ON_RESUME}
-        settings |= what_answers_depend_on(type(self).__module__, weights)
+        settings |= what_answers_depend_on(type(self).__module__, [*weights, *config.weight_sources])
         # The first of the ranks that share a model writes.
         journal = AnswerJournal(Path(folder), settings, writes=processes.rank() % tp_size == 0)
         if (difference := journal.difference()) and processes.rank() == 0:

@@ -77,7 +77,9 @@ def _moved(start: int | Sequence[int], by: int) -> int | tuple[int, ...]:
 def graph_inputs(state: PrefillState) -> list[Tensor]:
     """Return, before the first prune, the tensors that differ between prompts with the same shapes and grids."""
     own = [
-        tensor for group in state.groups for tensor in (group.visual, group.text, group.question_mask, *group.encoder)
+        tensor
+        for group in state.groups
+        for tensor in (group.visual, group.text, group.question_mask, *group.encoder, *group.joint)
     ]
     prior = [] if state.prior is None else [state.prior]
     return [state.real, state.last, state.position, *own, *state.added, *prior]
@@ -94,6 +96,7 @@ def with_graph_inputs(state: PrefillState, tensors: Sequence[Tensor]) -> Prefill
             text=next(rest),
             question_mask=next(rest),
             encoder=tuple(next(rest) for _ in group.encoder),
+            joint=tuple(next(rest) for _ in group.joint),
             memo={},
         )
         for group in state.groups

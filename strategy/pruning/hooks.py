@@ -19,6 +19,7 @@ from strategy.pruning import pruned_cache, refusals
 from strategy.pruning.context import ForwardContext
 from strategy.pruning.encoder import EncoderRecorder
 from strategy.pruning.generate_call import GenerateCall
+from strategy.pruning.joint import JointPlacer
 from strategy.pruning.layer_hooks import LayerHooks
 from strategy.pruning.patch import ModelPatch
 from strategy.pruning.prompts import named_arguments, prompt_tokens
@@ -39,6 +40,7 @@ class PruningHooks:
         runner: Runs the stages, and writes the record.
         question_free: Runs prompts without their questions, for strategies that want it.
         encoder: Records what the vision tower sees, for strategies that want it.
+        joint: Places what the tower sees and the questions in a joint space, likewise.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class PruningHooks:
         runner: StageRunner,
         question_free: QuestionFreePass | None,
         encoder: EncoderRecorder | None,
+        joint: JointPlacer | None,
     ) -> None:
         self.model, self.decoder, self.backbone, self.fixed_layout = model, decoder, backbone, layout
-        self.runner, self.plan, self.question_free, self.encoder = runner, runner.plan, question_free, encoder
+        self.runner, self.plan, self.question_free = runner, runner.plan, question_free
+        self.encoder, self.joint = encoder, joint
         self.context = ForwardContext()
         self.layer_hooks = LayerHooks(decoder, backbone, specs, self.context, runner, question_free)
         self.generate_call = GenerateCall(backbone.encoder_methods)
@@ -97,6 +101,8 @@ class PruningHooks:
             if self.question_free is not None:
                 template = None if fixed else self.backbone.num_template_tokens(self.model, kwargs)
                 self.question_free.set_template(template)
+            if self.joint is not None:
+                self.joint.read(self.backbone.questions(self.model, kwargs))
             return args, kwargs
         prompt = pruned_cache.find_prompt(cache, tokens)
         if prompt is not None:
@@ -176,6 +182,8 @@ class PruningHooks:
                 state.prior = self.question_free.run(kwargs, layout, tokens, state.last)
             if self.encoder is not None:
                 self.encoder.assign(state)
+            if self.joint is not None:
+                self.joint.assign(state)
             self.context.pruned = state
             if self.plan:
                 # A cache with a window holds one token less than the window.

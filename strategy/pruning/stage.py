@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from strategy.base import EncoderView, Strategy, View
+from strategy.base import EncoderView, JointView, Strategy, View
 from strategy.distributed.collectives import all_gather_heads, broadcast_first
 from strategy.kernels.attention import attention_to, gather_rows
 from strategy.kernels.selection import all_finite, is_selection, select_top
@@ -185,6 +185,10 @@ class StageRunner:
         if group.encoder:
             seen, keys, features = (gather_rows(tensor, group.original_index) for tensor in group.encoder)
             encoder = EncoderView(seen.transpose(1, 2), keys.transpose(1, 2), features)
+        joint = None
+        if group.joint:
+            placed, asked = group.joint
+            joint = JointView(gather_rows(placed, group.original_index), asked)
         return View(
             stage=stage,
             samples=tuple(group.samples),
@@ -202,6 +206,7 @@ class StageRunner:
             attention=attention,
             prior=prior,
             encoder=encoder,
+            joint=joint,
             top=top,
             memo=group.memo,
         )

@@ -34,6 +34,7 @@ class SampleGroup:
         memo: See `View`.
         encoder: Attention [G, N, heads], keys [G, N, heads, head width] and features [G, N, C] of the unpruned visual
             tokens in the vision tower, for strategies that ask for them; otherwise empty.
+        joint: The same visual tokens [G, N, D] and the questions [G, D] in a joint space, see `JointView`; likewise.
     """
 
     samples: list[int]
@@ -48,6 +49,7 @@ class SampleGroup:
     question_mask: Tensor
     memo: dict[str, Tensor] = field(default_factory=dict)
     encoder: tuple[Tensor, ...] = ()
+    joint: tuple[Tensor, ...] = ()
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -163,6 +165,7 @@ class PrefillState:
             group.on_grid = tuple(tensor.to(device) for tensor in group.on_grid)
             group.memo = {name: value.to(device) for name, value in group.memo.items()}
             group.encoder = tuple(tensor.to(device) for tensor in group.encoder)
+            group.joint = tuple(tensor.to(device) for tensor in group.joint)
         self.gather_indices = [index.to(device) for index in self.gather_indices]
 
     def select(self, group: SampleGroup, tensor: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ def test_help_shows_every_option_with_its_sentence_and_its_users(command, own, c
         assert (f"--{name} {name.upper()} " in shown) == (name not in own)
         assert (" ".join(sentence.split()) in shown) == (name not in own)
     for name, users in ((name, users) for name, users in strategy_options().items() if name not in own):
-        assert f"(used by {', '.join(users)}; default: {describe_options()[name][0]})" in shown
+        default = describe_options()[name][0]
+        end = "" if default is None else f"; default: {default}"
+        assert f"(used by {', '.join(users)}{end})" in shown
 
 
 def test_an_option_reaches_the_strategies_that_use_it_and_never_the_unpruned_run():
@@ -149,3 +151,11 @@ def test_look_gives_the_unpruned_model_nothing_but_the_engine(monkeypatch, tmp_p
     look.main()
     assert seen == [{"enabled": False, "engine": "eager"}, {"engine": "eager", "clse_temp": "0.3"}]
     assert (tmp_path / "look.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("strategies", "given", "limit"), [("all", (), 80), ("all", ("--limit", "400"), 400), ("clse,random", (), None)]
+)
+def test_all_strategies_are_asked_few_questions_if_no_number_is_given(strategies, given, limit):
+    words = ["--model", "m", "--pretrained", "p", "--budgets", "192", "--tasks", "t", "--strategies", strategies]
+    assert compare.parse([*words, *given]).limit == limit

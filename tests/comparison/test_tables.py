@@ -57,7 +57,12 @@ def test_numbers_are_those_of_the_runs(runs, run):
     assert rows["unpruned"]["visual tokens kept"] == "576"
     assert rows["unpruned"]["% of unpruned"] == "100.0"
     assert set(list(rows["fastv 9000"].values())[1:]) == {"-"}
-    assert notes == ["", "- fastv 9000: a budget of 9000 is more than 576 visual tokens"]
+    assert notes == [
+        "",
+        f"Questions a run: {len(scores)}.",
+        "",
+        "- fastv 9000: a budget of 9000 is more than 576 visual tokens",
+    ]
 
 
 def test_seeds_are_one_row_with_their_deviation(runs, run):
@@ -142,10 +147,10 @@ def test_hostile_text_breaks_no_line(run, failed):
     text = tables.markdown([run(metric=HOSTILE), run(HOSTILE, 192, metric=HOSTILE), failed(reason=HOSTILE)])
     rows, notes = parsed(text)
     assert len(rows) == 3
-    assert len(notes) == 2
+    assert len(notes) == 4
     assert "<script" not in text
     assert "\\" not in text, "a backslash before a | would end the cell"
-    assert "&#60;script>" in notes[1]
+    assert "&#60;script>" in notes[3]
 
 
 def test_csv_holds_the_raw_numbers(runs, run):

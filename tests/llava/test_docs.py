@@ -159,7 +159,7 @@ def test_a_documented_strategy_is_one_short_file_that_the_matrix_tests(tmp_path)
 @pytest.mark.parametrize("words", commands("compare"), ids=lambda words: words[2])
 def test_documented_comparisons_are_understood(words):
     given = compare.parse(["--model", "m", "--pretrained", "p", *words[words.index("compare") + 1 :]])
-    assert set(given.strategies.split(",")) - {"change"} <= set(compare.strategy_names())
+    assert set(given.strategies.split(",")) - {"change", "all"} <= set(compare.strategy_names())
     assert all(budget.isdecimal() for budget in given.budgets.split(","))
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from views import view_of
 
 from strategy import VTRConfig, registry
+from strategy.base import JointView
 from strategy.cdpruner import greedy_map, relevance
 
 
@@ -82,3 +83,25 @@ def test_a_batch_keeps_what_its_samples_keep(samples):
         alone = make().select(view_of(features[own], attention[own], keep=12, words=words[own]))
         assert torch.equal(together[own], alone)
     assert (together.diff(dim=1) > 0).all()
+
+
+def test_with_clip_the_tokens_that_answer_least_to_the_question_are_relevant():
+    # In the joint space the cosines are 1, 0.6 and -1, of length whatever: relevance 0, 0.2 and 1. By embeddings, the
+    # first token would be the relevant one.
+    joint = JointView(torch.tensor([[[5.0, 0], [3, 4], [-0.1, 0]]]), torch.tensor([[1.0, 0]]))
+    words = torch.tensor([[[1.0, 0, 0]]])
+    strategy = registry.get("cdpruner")(VTRConfig(strategy="cdpruner", clip_text="a CLIP"))
+    view = view_of(torch.eye(3)[None], torch.zeros(1, 1, 1, 3), keep=2, words=words, joint=joint)
+    assert strategy.select(view).tolist() == [[1, 2]]
+    assert strategy.encoder_layer == -2
+    assert make().select(view_of(torch.eye(3)[None], torch.zeros(1, 1, 1, 3), keep=1, words=words)).tolist() == [[0]]
+    assert make().encoder_layer is None
+
+
+@pytest.mark.parametrize("none", [None, "None", "none"])
+def test_clip_text_is_a_name_or_none(none):
+    assert VTRConfig(strategy="cdpruner", clip_text=none).weight_sources == ()
+    assert VTRConfig(strategy="cdpruner", clip_text="openai/clip").weight_sources == ("openai/clip",)
+    assert VTRConfig(strategy="clse").weight_sources == ()
+    with pytest.raises(ValueError, match=r"^clip_text=' ': want a hub id or a folder; omit it for none$"):
+        VTRConfig(strategy="cdpruner", clip_text=" ")

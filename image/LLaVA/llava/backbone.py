@@ -11,9 +11,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers import LlamaModel
 from transformers.cache_utils import DynamicCache
 
+from llava.model.clip_text import load_joint_space
 from llava.model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.prompts import question_ids
 from strategy import Backbone, GreedyRequest, Layout, register_backbone
-from strategy.backbone import EncoderSpec, Generate
+from strategy.backbone import EncoderSpec, Generate, JointSpace
 from strategy.kernels.kv_cache import length as cache_length
 
 
@@ -144,6 +146,17 @@ class LlavaBackbone(LlamaBackbone):
         clip = model.model.vision_tower.vision_tower
         layers, heads = clip.vision_model.encoder.layers, clip.config.num_attention_heads
         return EncoderSpec(layers, query="self_attn.q_proj", key="self_attn.k_proj", heads=heads)
+
+    def joint_space(self, model: LlavaLlamaForCausalLM, clip_text: str) -> JointSpace:
+        return load_joint_space(clip_text, model.get_vision_tower())
+
+    def questions(self, model: LlavaLlamaForCausalLM, kwargs: Mapping[str, Any]) -> list[str] | None:
+        if kwargs.get("prompt_ids") is None or model.tokenizer is None:
+            return None
+        asked, template = question_ids(*kwargs["prompt_ids"]), model.num_template_tokens
+        texts = [model.tokenizer.decode(ids[: len(ids) - template], skip_special_tokens=True).strip() for ids in asked]
+        # Prompts are repeated for beams, each one in place.
+        return [text for text in texts for _ in range(len(_tokens(kwargs)) // len(texts))]
 
 
 register_backbone(LlavaBackbone())

@@ -75,7 +75,7 @@ def load_pretrained_model(
         model.model.vision_tower.to(model.device)
     context = int(getattr(config, "max_sequence_length", 2048))
     tokenizer = load_tokenizer(folder)
-    model.num_template_tokens = num_template_tokens(tokenizer)
+    model.tokenizer, model.num_template_tokens = tokenizer, num_template_tokens(tokenizer)
     return tokenizer, model.eval(), model.get_vision_tower().image_processor, context
 
 

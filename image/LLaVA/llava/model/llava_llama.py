@@ -14,6 +14,8 @@ from strategy import Layout
 from strategy.kernels.kv_cache import length as cache_length
 
 Images = Tensor | Sequence[Tensor] | None
+PromptIds = tuple[Tensor, Tensor | None] | None
+"""Token ids [B, S] of the prompts and their mask, as the caller gave them; None where only embeddings were given."""
 
 
 class LlavaConfig(LlamaConfig):
@@ -32,8 +34,10 @@ class LlavaLlamaModel(LlamaModel):
         self.mm_projector = build_projector(config)
         self.vision_tower: CLIPVisionTower | None = None
 
-    def forward(self, *args: Any, visual_layout: Layout | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
-        """Call the stock forward; `visual_layout` is there for hooks of this module."""
+    def forward(
+        self, *args: Any, visual_layout: Layout | None = None, prompt_ids: PromptIds = None, **kwargs: Any
+    ) -> BaseModelOutputWithPast:
+        """Call the stock forward; `visual_layout` and `prompt_ids` are there for hooks of this module."""
         return super().forward(*args, **kwargs)
 
 
@@ -45,10 +49,12 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
 
     Attributes:
         num_template_tokens: How many tokens of the template end every prompt.
+        tokenizer: Decodes prompts, for strategies that compare texts; None if the model was not loaded from a folder.
     """
 
     config_class = LlavaConfig
     num_template_tokens = 0
+    tokenizer: Any = None
 
     def __init__(self, config: LlavaConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)
@@ -98,6 +104,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         images: Images = None,
         image_sizes: Any = None,
         visual_layout: Layout | None = None,
+        prompt_ids: PromptIds = None,
         return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast:
         """Return the logits [B, L, vocabulary] of prompts, or of what follows a cache.
@@ -114,6 +121,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
             images: The processed pictures of the prompts.
             image_sizes: Ignored; callers pass it, but pictures are always square here.
             visual_layout: Where visual tokens lie in `inputs_embeds`.
+            prompt_ids: What `inputs_embeds` was made of.
             return_dict: Ignored; the output always has named fields.
 
         Raises:
@@ -123,6 +131,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         if tokens is None:
             raise ValueError("forward needs input_ids or inputs_embeds")
         if inputs_embeds is None and not cache_length(past_key_values):
+            prompt_ids = tokens, attention_mask
             tokens, attention_mask, visual_layout = self.embed_prompts(tokens, attention_mask, images)
             input_ids, inputs_embeds = None, tokens
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
@@ -137,6 +146,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             visual_layout=visual_layout,
+            prompt_ids=prompt_ids,
             return_dict=True,
         )
         return CausalLMOutputWithPast(
@@ -174,7 +184,8 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         embeddings, mask, layout = self.embed_prompts(inputs.to(self.device), attention_mask, images)
         # Without token ids, generate would begin the answer with a token of its own.
         none = inputs.new_empty(len(inputs), 0, device=self.device)
-        return super().generate(none, inputs_embeds=embeddings, attention_mask=mask, visual_layout=layout, **kwargs)
+        given = {"inputs_embeds": embeddings, "visual_layout": layout, "prompt_ids": (inputs, attention_mask)}
+        return super().generate(none, attention_mask=mask, **given, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -184,6 +195,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         visual_layout: Layout | None = None,
+        prompt_ids: PromptIds = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -203,6 +215,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         return arguments | {
             "inputs_embeds": inputs_embeds[:, -new:],
             "visual_layout": [spans_behind(spans, held) for spans in visual_layout for _ in range(beams)],
+            "prompt_ids": prompt_ids,
         }
 
 

@@ -100,6 +100,14 @@ def _embed_prompt(
     return torch.cat(parts), torch.cat(masks), placed
 
 
+def question_ids(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+    """Return the token ids behind the last image token of each prompt [S], without padding."""
+    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+    prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, real, strict=True)]
+    behind = [ids[::-1].index(IMAGE_TOKEN_INDEX) if IMAGE_TOKEN_INDEX in ids else len(ids) for ids in prompts]
+    return [ids[len(ids) - count :] for ids, count in zip(prompts, behind, strict=True)]
+
+
 def spans_behind(spans: Sequence[Span], held: int) -> list[Span]:
     """Return those of a prompt's spans that begin behind its first tokens, which a cache holds, in their numbering."""
     starts = ((span, (span.start,) if isinstance(span.start, int) else span.start) for span in spans)
