@@ -54,6 +54,7 @@ VLLM = "serving/vllm"
 # Model Runner V2 without a GPU: see serving/vllm/without_gpu.
 ON_CPU = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 DEMO = ("--budgets", "192,128,64", "--output", "results/demo")
+FULL = "--full"  # every row of each matrix of tests
 COMMANDS = ("compare", "look")  # of the package comparison, told which model and weights
 SPEED = "speed"  # the benchmark, told which backbone
 # A file to a worker, so that what its tests share is built once.
@@ -86,7 +87,7 @@ def tested(session: nox.Session, folder: str, tests: str, model: str, checkpoint
     """Install a backbone and run its tests, with options for pytest after `--`; or the command after `--`.
 
     Returns:
-        Whether the tests were run.
+        Whether all tests were run.
     """
     install(session, folder)
     first = session.posargs[0] if session.posargs else "-"
@@ -98,7 +99,7 @@ def tested(session: nox.Session, folder: str, tests: str, model: str, checkpoint
         command(session, model, checkpoint, more, *session.posargs)
     else:
         session.run(*session.posargs, external=True)
-    return first.startswith("-")
+    return session.posargs in ([], [FULL])
 
 
 def command(session: nox.Session, model: str, checkpoint: str, more: str, name: str, *arguments: str) -> None:
@@ -190,7 +191,7 @@ def quick(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Run what plain `nox` runs, with every row of each matrix of tests."""
     for name in nox.options.sessions:
-        session.notify(name, ["--full"])
+        session.notify(name, [FULL])
 
 
 @nox.session(python=PYTHON)
