@@ -12,8 +12,10 @@ from qwen_checks import DEEPSTACK_VISION, END, IMAGE, START, TEXT, TOKENS, VIDEO
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Gemma2Config,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    GemmaConfig,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
@@ -24,6 +26,8 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -70,7 +74,8 @@ class Family:
 
     kind, config: the classes of the model and its configuration. text, vision, more: the parts of the tiny model's
     configuration. make: makes prompts of such parts as `prompts` has by name, for each prompt of a batch. budget: of
-    each of its stages.
+    each of its stages. sdpa: whether transformers has it for the decoder; if not, "sdpa" is the tower's only.
+    answer_type: the type of the tokens that follow a prompt, where tokens have types.
     """
 
     kind: type
@@ -82,6 +87,8 @@ class Family:
     more: dict[str, Any] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=lambda: {"retain_ratio": [0.6, 0.4, 0.2]})
     stages: list[int] = field(default_factory=lambda: [1, 4, 8])
+    sdpa: bool = True
+    answer_type: int = 0
 
     @functools.cache  # noqa: B019  there are few, and they live as long as the tests
     def model(self, attention: str = "sdpa") -> Any:
@@ -89,7 +96,8 @@ class Family:
         torch.manual_seed(0)
         parts = copy.deepcopy({"text_config": self.text, "vision_config": self.vision})
         config = self.config(**parts, **self.more)
-        model = self.kind._from_config(config, attn_implementation=attention).eval()
+        kinds = attention if self.sdpa else {"": attention, "text_config": "eager", "vision_config": attention}
+        model = self.kind._from_config(config, attn_implementation=kinds).eval()
         for parameter in model.parameters():
             # A new Gemma 3 projects each picture to zeros, and all norms and biases are alike.
             if parameter.numel() > 1 and parameter.std() == 0:
@@ -113,7 +121,7 @@ class Family:
         call["attention_mask"] = torch.cat([call["attention_mask"], torch.ones_like(later)], dim=1)
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in call:
-                call[name] = torch.cat([call[name], torch.zeros_like(later)], dim=1)
+                call[name] = torch.cat([call[name], torch.full_like(later, self.answer_type)], dim=1)
         if "mm_token_type_ids" not in call:
             # Only `generate` counts positions without the padding.
             call["position_ids"] = (call["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -183,6 +191,17 @@ def typed(make: Callable[[list[list[Any]]], Prompts]) -> Callable[[list[list[Any
         return prompts
 
     return typed_make
+
+
+def prefixed(make: Callable[[list[list[Any]]], Prompts]) -> Callable[[list[list[Any]]], Prompts]:
+    """Return what makes such prompts as prefixes, whose tokens see each other both ways, padding and all."""
+
+    def prefixed_make(parts: list[list[Any]]) -> Prompts:
+        prompts = make(parts)
+        prompts.call["token_type_ids"] = torch.zeros_like(prompts.call["input_ids"])
+        return prompts
+
+    return prefixed_make
 
 
 def packed(model: Any, sizes: list[tuple[int, int]], alone: list[bool]) -> list[Tensor]:
@@ -282,6 +301,7 @@ INTERN_PROMPTS = {
     "several": [[3, [3], 6, [1], 7]],
     "batch": [[20, [1], 9], [3, [4], 5, [2], 6], [50]],
 }
+PALI = {"image_token_index": IMAGE, "projection_dim": 32, "hidden_size": 32}
 
 FAMILIES = {
     "qwen2_5_vl": Family(
@@ -340,6 +360,33 @@ FAMILIES = {
         typed(tiled(6, 48)),
         TILE_PROMPTS,
         {"image_token_index": IMAGE, "boi_token_index": START, "eoi_token_index": END, "mm_tokens_per_image": 36},
+    ),
+    "paligemma": Family(
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaConfig,
+        GemmaConfig(**TEXT | HEADS),
+        SiglipVisionConfig(**TOWER, image_size=24, vision_use_head=False),
+        prefixed(tiled(6, 24)),
+        TILE_PROMPTS,
+        PALI,
+        answer_type=1,
+    ),
+    "paligemma2": Family(
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaConfig,
+        Gemma2Config(
+            **TEXT | HEADS,
+            sliding_window=256,
+            query_pre_attn_scalar=16,
+            attn_logit_softcapping=None,
+            final_logit_softcapping=None,
+        ),
+        SiglipVisionConfig(**TOWER, image_size=24, vision_use_head=False),
+        prefixed(tiled(6, 24)),
+        TILE_PROMPTS,
+        PALI,
+        sdpa=False,
+        answer_type=1,
     ),
     "qwen3_5": Family(
         Qwen3_5ForConditionalGeneration,

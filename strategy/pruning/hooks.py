@@ -175,7 +175,9 @@ class PruningHooks:
         if layout is None:
             return args, kwargs
         mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        padding = self.context.padding if isinstance(mask, Mapping) else mask
+        # Masks that the entry made do not tell padding; one alone or one for each kind of layer.
+        made = isinstance(mask, Mapping) or (mask is not None and mask.dim() == 4)
+        padding = self.context.padding if made else mask
         state = self.context.prompt = PrefillState.from_layout(layout, tokens, padding, positions)
         if visual:
             if self.question_free is not None:

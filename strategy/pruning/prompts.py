@@ -55,6 +55,9 @@ def gather_prompt_kwargs(kwargs: Mapping[str, Any], tokens: Tensor, index: Tenso
     if isinstance(mask, Mapping):  # one for each kind of layer
         gathered["attention_mask"] = {name: narrow_mask(own, index, ~real, True) for name, own in mask.items()}
         return gathered
+    if mask is not None and mask.dim() == 4:
+        gathered["attention_mask"] = narrow_mask(mask, index, ~real, True)
+        return gathered
     mask = gathered.get("attention_mask")
     gathered["attention_mask"] = real.long() if mask is None else mask * real.to(mask.dtype)
     return gathered

@@ -74,11 +74,13 @@ class QuestionFreePass:
             last: [B, 1], each prompt's last token.
 
         Raises:
-            ValueError: The attention mask is not two-dimensional.
+            ValueError: The attention mask has neither two dimensions nor four.
         """
         mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() != 2:
-            raise ValueError(f"{self.strategy} needs an attention_mask [B, S], not one of {mask.dim()} dimensions")
+        if isinstance(mask, Tensor) and mask.dim() not in (2, 4):
+            raise ValueError(
+                f"{self.strategy} needs an attention_mask [B, S] or [B, 1, S, S], not one of {mask.dim()} dimensions"
+            )
         (batch, length), since = tokens.shape[:2], self.meter.record.clock.start(tokens.device)
         spans, template = resolve_layout(layout, batch, length), self.current.template or [0] * batch
         shorter, self.current.last = without_question(kwargs, tokens, spans, template, last[:, 0].tolist())

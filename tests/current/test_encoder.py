@@ -17,7 +17,7 @@ import strategy
 from strategy import VTRConfig
 
 QWENS = [name for name in FAMILIES if name.startswith("qwen") and not name.endswith("moe")]
-TILED = ["gemma3", "internvl3"]
+TILED = ["gemma3", "internvl3", "paligemma2"]
 UNDESCRIBED = ["llava_next", "llava_onevision"]
 
 
@@ -62,7 +62,7 @@ def test_each_sample_is_given_its_own_pictures_and_videos(looks, name, kind, bea
 def tiles(family: Family, prompts: Prompts) -> list[list[Tensor]]:
     """For each sample what the tower's own attention matrices, and its own way to make tokens of patches, give."""
     model, seen = family.model("eager"), []
-    tower, classes = model.model.vision_tower, int(family is not FAMILIES["gemma3"])
+    tower, classes = model.model.vision_tower, int(family is FAMILIES["internvl3"])
     layer = (tower.encoder.layer if classes else tower.encoder.layers)[-2]
     attending = layer.attention if classes else layer.self_attn
 
@@ -71,6 +71,8 @@ def tiles(family: Family, prompts: Prompts) -> list[list[Tensor]]:
         square = values.unflatten(1, (side, side))
         if classes:
             return model.model.pixel_shuffle(square.contiguous()).flatten(1, 2).unflatten(2, (4, -1)).mean(2)
+        if not hasattr(model.model.multi_modal_projector, "avg_pool"):
+            return values
         return model.model.multi_modal_projector.avg_pool(square.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
 
     handles = [

@@ -12,6 +12,8 @@ from strategy import VTRConfig
 BLOCKED = {
     "qwen3_vl_moe": "without plain linear projections",
     "gemma3": r"with another norm \(rms, weight \+ 1\)",
+    "paligemma": r"with another norm \(rms, weight \+ 1\)",
+    "paligemma2": r"with another norm \(rms, weight \+ 1\)",
     "qwen3_5": "with linear attention",
     "qwen3_5_moe": "with linear attention",
 }

@@ -1,11 +1,13 @@
 """Layers of several kinds: which of them rank, and what a window allows."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
-from current_models import FAMILIES
+from current_models import FAMILIES, HEADS, TEXT
 from test_model import config
+from transformers import MistralConfig
 
 import strategy
 from strategy import VTRConfig
@@ -87,8 +89,9 @@ def test_what_linear_layers_keep_counts_as_cache_and_costs_no_pairs():
 
 
 @pytest.mark.parametrize("more", [-1, 0])
-def test_a_prompt_must_leave_room_in_the_window(more):
-    family = FAMILIES["gemma3"]
+@pytest.mark.parametrize("name", ["gemma3", "paligemma2"])
+def test_a_prompt_must_leave_room_in_the_window(name, more):
+    family = FAMILIES[name]
     model, prompts = family.model(), family.make([[12, [1], 256 - 12 - 38 + more]])
     assert prompts.length == 256 + more
     with strategy.prune(model, config(family)) as run:
@@ -100,3 +103,15 @@ def test_a_prompt_must_leave_room_in_the_window(more):
         else:
             with pytest.raises(ValueError, match="allowed are prompts of fewer than 256 tokens"):
                 model.generate(**prompts.call, max_new_tokens=1)
+
+
+def test_a_mistral_behind_a_tower_has_a_window():
+    family = FAMILIES["llava_hf"]
+    text = MistralConfig(**TEXT, **HEADS, sliding_window=60)
+    family = replace(family, text=text)
+    model, prompts = family.model(), family.make([[12, [1], 60 - 12 - 38]])
+    with (
+        strategy.prune(model, VTRConfig(strategy="uniform", keep_tokens=96, engine="eager")),
+        pytest.raises(ValueError, match="allowed are prompts of fewer than 60 tokens"),
+    ):
+        model.generate(**prompts.call, max_new_tokens=1)

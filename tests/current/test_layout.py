@@ -60,7 +60,7 @@ def test_new_lines_of_tiled_pictures_lie_off_the_grid_and_all_other_tokens_on_it
     assert torch.equal(visual, placeholders & ~rest)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl3", "llava_hf"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl3", "llava_hf", "paligemma2"])
 @settings(max_examples=40)
 @given(shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=4), data=st.data())
 @example(shapes=[(1, 400), (400, 1), (1, 1)], data=SimpleNamespace(draw=lambda _: 1))

@@ -3,13 +3,15 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 
 from qwen_vl_vtr import ConditionalGenerationBackbone
-from strategy import Layout, Span
+from strategy import LayerSpec, Layout, Span
 
 
 class EncodingFirst:
@@ -37,6 +39,12 @@ class PlaceholderBackbone(EncodingFirst, ConditionalGenerationBackbone):
 
     def vision(self, model: Any) -> list[nn.Module]:
         return [model.model.vision_tower, model.model.multi_modal_projector]
+
+    def layer_spec(self, layer: nn.Module) -> LayerSpec:
+        spec: LayerSpec = super().layer_spec(layer)
+        # A Mistral's attention keeps the window in its configuration only.
+        window = layer.self_attn.config.sliding_window if isinstance(layer, MistralDecoderLayer) else None
+        return spec if window is None else replace(spec, window=window, attention="window")
 
     @abstractmethod
     def pictures(self, model: Any, kwargs: Mapping[str, Any]) -> dict[int, Iterable[Picture]]:
