@@ -80,7 +80,9 @@ def install(session: nox.Session, folder: str) -> None:
 
 def check(session: nox.Session, *words: str) -> None:
     """Run tests by two workers of one thread each, as many as there are cores in CI."""
-    session.run(*PYTEST, *words, env={"OMP_NUM_THREADS": "1"})
+    # Of the tests that are asked for, a folder may have none, which pytest ends with 5.
+    codes = [0, 5] if session.posargs else [0]
+    session.run(*PYTEST, *words, env={"OMP_NUM_THREADS": "1"}, success_codes=codes)
 
 
 def tested(session: nox.Session, folder: str, tests: str, model: str, checkpoint: str, more: str) -> bool:

@@ -1,5 +1,7 @@
 """The options as command lines of PriorTR have them."""
 
+import re
+
 import pytest
 
 from strategy import Facts, VTRConfig, available, registry
@@ -36,12 +38,28 @@ def test_auto_is_the_strategys_own_aggregation(strategy):
     assert VTRConfig(strategy=strategy, query_aggregation="auto") == VTRConfig(strategy=strategy)
 
 
+def another_value(options, name):
+    """A value of an option that is not its default."""
+    read, default = options.reader(name), options.describe()[name][0]
+    try:
+        read(name, "no such word")
+        words = ["another"]
+    except ValueError as error:
+        words = re.findall(r"\w+", str(error).partition("allowed are ")[2])
+    for value in (not default, 7, 0.7, *words):
+        try:
+            if read(name, value) != read(name, default):
+                return value
+        except ValueError:
+            continue
+    raise AssertionError(f"no other value of {name} was found")
+
+
 @pytest.mark.parametrize(("name", "strategy"), OWNERS)
 def test_an_option_at_its_default_is_accepted_by_all_and_otherwise_by_its_strategies(name, strategy):
     users = strategy_options()[name]
     default = registry.get(users[0]).options_type.describe()[name][0]
-    other = {"query_aggregation": "last", "head_aggregation": "max", "clse_fft_3d": True}.get(name)
-    other = other or (7 if isinstance(default, int) else 0.7)
+    other = another_value(registry.get(users[0]).options_type, name)
     for value in (default, str(default)):
         assert VTRConfig(strategy=strategy, **{name: value}) == VTRConfig(strategy=strategy)
     if strategy in users:
