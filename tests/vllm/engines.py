@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_llava
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 import transformers
@@ -49,10 +50,11 @@ register_backbone(EarlierQwen2VL())
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and the pictures that stand in it."""
+    """A prompt, and the pictures or videos, frames [T, H, W, 3], that stand in it."""
 
     text: str
     pictures: tuple[Image.Image, ...] = ()
+    videos: tuple[np.ndarray, ...] = ()
 
 
 @dataclass
@@ -67,8 +69,8 @@ def llava_prompt(question: str, pictures: int) -> str:
     return f"USER: {'<image>' * pictures}\n{question} ASSISTANT:"
 
 
-def qwen_prompt(question: str, pictures: int) -> str:
-    shown = "<|vision_start|><|image_pad|><|vision_end|>" * pictures
+def qwen_prompt(question: str, visuals: int, kind: str = "image") -> str:
+    shown = f"<|vision_start|><|{kind}_pad|><|vision_end|>" * visuals
     return f"<|im_start|>user\n{shown}{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -101,7 +103,11 @@ class Reference:
     def answer(
         self, question: Question, vtr: dict[str, Any] | None, steps: int = STEPS, ignore_eos: bool = False
     ) -> Answer:
-        inputs = self.processor(text=[question.text], images=list(question.pictures) or None, return_tensors="pt")
+        shown: dict[str, Any] = {"images": list(question.pictures) or None}
+        if question.videos:
+            metadata = [timing(video) for video in question.videos]
+            shown |= {"videos": list(question.videos), "video_metadata": metadata, "do_sample_frames": False}
+        inputs = self.processor(text=[question.text], **shown, return_tensors="pt")
         kept: list[list[int]] = []
         more = {"min_new_tokens": steps} if ignore_eos else {}
         with self._pruned(vtr, lambda view, scores, chosen: kept.append(chosen[0].tolist())):
@@ -171,8 +177,16 @@ def greedy(steps: int = STEPS, **more: Any) -> SamplingParams:
 
 def given(question: Question) -> dict[str, Any]:
     """A question as vLLM takes it."""
-    shown = {"multi_modal_data": {"image": list(question.pictures)}} if question.pictures else {}
-    return {"prompt": question.text} | shown
+    videos = [(video, timing(video) | {"do_sample_frames": False}) for video in question.videos]
+    shown = {name: each for name, each in (("image", list(question.pictures)), ("video", videos)) if each}
+    return {"prompt": question.text} | ({"multi_modal_data": shown} if shown else {})
+
+
+def timing(video: np.ndarray) -> dict[str, Any]:
+    """When the frames of a video are shown, two a second."""
+    count = len(video)
+    times = {"fps": 2.0, "duration": count / 2, "total_num_frames": count, "frames_indices": list(range(count))}
+    return times | {"video_backend": "none"}
 
 
 @contextmanager
