@@ -1,4 +1,4 @@
-"""The OpenAI server with the plug-in, over two processes that share the model, and a real client."""
+"""The OpenAI server with the plug-in, over two processes that share the model or the requests, and a real client."""
 
 import base64
 import io
@@ -18,15 +18,18 @@ MORE = {
     "max_model_len": 1024,
     "enforce_eager": True,
     "kv_cache_memory_bytes": 1 << 26,
-    "tensor_parallel_size": 2,
-    "mm_encoder_tp_mode": "data",  # the tower's three heads cannot be split
+}
+SPLITS = {
+    "tensor parallel": {"tensor_parallel_size": 2, "mm_encoder_tp_mode": "data"},  # the tower's three heads stay whole
+    "data parallel": {"data_parallel_size": 2, "api_server_count": 2},
 }
 
 
-@pytest.fixture(scope="module")
-def server():
+@pytest.fixture(scope="module", params=SPLITS)
+def server(request):
     """A client of a server."""
-    given = serving.parse(["--model", MODEL, "--dtype", "float32", "--more", json.dumps(MORE)])
+    more = json.dumps(MORE | SPLITS[request.param])
+    given = serving.parse(["--model", MODEL, "--dtype", "float32", "--more", more])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
         with serving.serving(given, {"vtr": VTR}, seconds=300) as address:
