@@ -9,12 +9,11 @@ from torch.nn.functional import normalize
 
 from strategy.base import Strategy, View
 from strategy.config import VTRConfig
-from strategy.kernels.selection import first_maximum
+from strategy.kernels.selection import first_maximum, unit_range
 from strategy.options import Options, option, path
 from strategy.plan import Facts, Plan
 from strategy.registry import register
 
-EPS = 1e-6
 DEPENDENT = 1e-5  # share of its own variance below which a token counts as a combination of those chosen
 
 
@@ -57,16 +56,10 @@ def likeness(visual: Tensor, text: Tensor) -> Tensor:
     return (normalize(visual.float(), dim=-1).nan_to_num() * text[:, None]).sum(-1)
 
 
-def scaled(values: Tensor) -> Tensor:
-    """Return values [G, N] scaled to 0 ... 1 in each sample."""
-    least, most = values.aminmax(dim=1, keepdim=True)
-    return (values - least + EPS) / (most - least + EPS)
-
-
 def relevance(visual: Tensor, words: Tensor, asked: Tensor) -> Tensor:
     """Return the cosine of visual tokens [G, N, C] with the mean of the words [G, R, C] asked, from 0 to 1, [G, N]."""
     mean = (words.float().nan_to_num() * asked[..., None]).sum(1)
-    return scaled(likeness(visual, normalize(mean, dim=-1)))
+    return unit_range(likeness(visual, normalize(mean, dim=-1)))
 
 
 @dataclass(frozen=True, init=False)
@@ -110,6 +103,6 @@ class CDPruner(Strategy):
         if view.joint is None:
             weight = relevance(view.features, view.features_at(view.question), view.asked)
         else:
-            weight = scaled(-likeness(view.joint.visual, view.joint.question))
+            weight = unit_range(-likeness(view.joint.visual, view.joint.question))
         unit = normalize(view.features.float(), dim=-1).nan_to_num() * weight[..., None]
         return greedy_map(unit @ unit.transpose(1, 2), view.keep).sort(dim=1).values

@@ -7,14 +7,13 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from strategy.base import Strategy, View
-from strategy.kernels.selection import greedy_coverage
+from strategy.kernels.selection import greedy_coverage, unit_range
 from strategy.plan import Facts, Plan
 from strategy.registry import register
 
 ALPHA = 0.5  # weight of the mean word, against that of the words with the least entropy
 BETA = 2  # power of the importance
 WORDS_IN, SHARP, TEMPERATURE = 5, 100, 0.01  # one of so many words stays; factors of likeness and of entropy
-EPS = 1e-6
 
 
 def dense_likeness(likeness: Tensor, asked: Tensor) -> Tensor:
@@ -66,8 +65,7 @@ class EADP(Strategy):
         mean = normalize(words.sum(1, keepdim=True), dim=-1)
         local = dense_likeness(-normalize(words, dim=-1) @ unit.transpose(1, 2), view.asked)
         relevance = (1 - ALPHA) * local - ALPHA * (mean @ unit.transpose(1, 2))[:, 0]
-        least, most = relevance.aminmax(dim=1, keepdim=True)
-        relevance = (relevance - least + EPS) / (most - least + EPS)
+        relevance = unit_range(relevance)
         for grid, tokens in zip(view.grids, view.on_grid, strict=True):
             if view.stage == 0 and min(grid[1:]) > 1:
                 smoothed = smooth(relevance[:, tokens].unflatten(1, grid)).flatten(1)

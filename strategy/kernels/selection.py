@@ -146,3 +146,9 @@ def all_finite(scores: Tensor | None, features: Tensor | None) -> Tensor:
         return features.isfinite().all()
     fine = ~scores.isnan().any()
     return fine if features is None else fine & features.isfinite().all()
+
+
+def unit_range(values: Tensor) -> Tensor:
+    """Return values [G, N] scaled to 0 ... 1 in each sample; where all are equal, 1."""
+    least, most = values.aminmax(dim=1, keepdim=True)
+    return (values - least + 1e-6) / (most - least + 1e-6)

@@ -13,6 +13,19 @@ from strategy import LayerSpec, register_backbone
 from strategy.backbone import EncoderSpec
 
 
+def siglip_spec(tower: nn.Module, **more: Any) -> EncoderSpec | None:
+    """Describe a SigLIP tower, which has no class token; return None for any other tower.
+
+    Args:
+        tower: The vision tower.
+        more: Further fields of `EncoderSpec`.
+    """
+    if not isinstance(tower, SiglipVisionModel):
+        return None
+    layers, heads = tower.encoder.layers, tower.config.num_attention_heads
+    return EncoderSpec(layers, "self_attn.q_proj", "self_attn.k_proj", heads, class_token=False, **more)
+
+
 class Gemma3Backbone(TiledBackbone):
     """Gemma 3, whose visual tokens see each other both ways, and most of whose layers see a window."""
 
@@ -26,17 +39,8 @@ class Gemma3Backbone(TiledBackbone):
 
     def encoder(self, model: Any) -> EncoderSpec | None:
         tower = model.model.vision_tower
-        if not isinstance(tower, SiglipVisionModel):
-            return None
         side = tower.config.image_size // tower.config.patch_size
-        return EncoderSpec(
-            tower.encoder.layers,
-            query="self_attn.q_proj",
-            key="self_attn.k_proj",
-            heads=tower.config.num_attention_heads,
-            class_token=False,
-            merge=partial(mean_of_blocks, block=side // self.tile(model.config)[0]),
-        )
+        return siglip_spec(tower, merge=partial(mean_of_blocks, block=side // self.tile(model.config)[0]))
 
     def layer_spec(self, layer: nn.Module) -> LayerSpec:
         # There are norms behind attention and MLP, too.

@@ -4,8 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from transformers import Gemma2Model, GemmaModel, PaliGemmaForConditionalGeneration, SiglipVisionModel
+from transformers import Gemma2Model, GemmaModel, PaliGemmaForConditionalGeneration
 
+from current_vlm.gemma3 import siglip_spec
 from current_vlm.llava import vision_side
 from current_vlm.placeholders import TiledBackbone
 from strategy import LayerSpec, register_backbone
@@ -24,16 +25,7 @@ class PaliGemmaBackbone(TiledBackbone):
         return (vision_side(config),) * 2
 
     def encoder(self, model: Any) -> EncoderSpec | None:
-        tower = model.model.vision_tower
-        if not isinstance(tower, SiglipVisionModel):
-            return None
-        return EncoderSpec(
-            tower.encoder.layers,
-            query="self_attn.q_proj",
-            key="self_attn.k_proj",
-            heads=tower.config.num_attention_heads,
-            class_token=False,
-        )
+        return siglip_spec(model.model.vision_tower)
 
     def layer_spec(self, layer: nn.Module) -> LayerSpec:
         spec: LayerSpec = replace(super().layer_spec(layer), norm="rms, weight + 1")

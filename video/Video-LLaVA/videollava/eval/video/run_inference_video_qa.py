@@ -16,7 +16,7 @@ import strategy
 from llava.mm_utils import pad_left
 from strategy.config import ALIASES, describe_options, strategy_options
 from strategy.distributed import collectives, processes, watchdog
-from strategy.evaluation.lmms_model import what_answers_depend_on
+from strategy.evaluation.lmms_model import IGNORED_ON_RESUME, what_answers_depend_on
 from strategy.evaluation.questions import concerns_the_model
 from strategy.evaluation.special_tokens import as_text
 from strategy.evaluation.visuals import one_line
@@ -89,9 +89,8 @@ def run_settings(options: argparse.Namespace, config: strategy.VTRConfig) -> dic
     digests = {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items()}
     # The name of this module is not its own when it is run as a script.
     answering = what_answers_depend_on(AnswerFile.__module__, weight_folders(options.model_path, options.cache_dir))
-    # Runs with another engine share their answers, as those of lmms-eval do.
-    pruning = {name: value for name, value in config.values().items() if name != "engine"}
-    pruning = pruning if config.enabled else {"enabled": False}
+    pruning = config.values() if config.enabled else {"enabled": False}
+    pruning = {name: value for name, value in pruning.items() if name not in IGNORED_ON_RESUME}
     return {name: getattr(options, name) for name in names} | digests | answering | pruning
 
 
