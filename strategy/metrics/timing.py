@@ -62,6 +62,11 @@ class Clock:
         self._read(wait=True)
         return dict(self.sums)
 
+    def take(self, phase: str) -> float:
+        """Return the seconds of a phase that have been measured since the last call; does not wait for the device."""
+        self._read(wait=False)
+        return self.sums.pop(phase, 0.0)
+
     def __deepcopy__(self, memo: Any) -> "Clock":
         # Events cannot be copied, sums can.
         copy = Clock()

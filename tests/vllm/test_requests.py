@@ -2,6 +2,9 @@
 
 import pytest
 from engines import Engine, Question, Reference, given, greedy, questions, qwen_prompt, running
+from prometheus_client import REGISTRY
+
+from vllm_vtr.metrics import AFTER, BEFORE, COUNTERS, REQUESTS, SECONDS
 
 VTR = {"strategy": "clse", "retain_ratio": 0.112}
 FAMILY = "qwen2"
@@ -95,3 +98,20 @@ def test_log_probabilities_of_a_prompt_are_those_of_the_unpruned_one(engine):
     for logprobs, wanted in zip(found.prompt_logprobs[1:], unpruned.prompt_logprobs[1:], strict=True):
         for token, value in wanted.items():
             assert logprobs[token].logprob == pytest.approx(value.logprob, abs=1e-4)
+
+
+def test_vllms_metrics_count_what_was_pruned(folders, reference):
+    folder, shown = str(folders(FAMILY)), questions(FAMILY, 3)
+    with running(folders(FAMILY), VTR, disable_log_stats=False) as engine:
+        answers = engine.answer([*shown, Question(qwen_prompt("What is red?", 0))])
+        counted = {
+            name: REGISTRY.get_sample_value(f"vllm:vtr_{name}_total", {"model_name": folder, "engine": "0"})
+            for name in COUNTERS
+        }
+    grids = reference.processor.image_processor([question.pictures[0] for question in shown])["image_grid_thw"]
+    assert counted.pop(SECONDS) > 0
+    assert counted == {
+        REQUESTS: 3,
+        BEFORE: sum(int(grid.prod()) // 4 for grid in grids),
+        AFTER: sum(len(answer.kept[-1]) for answer in answers if answer.kept),
+    }

@@ -3,12 +3,17 @@
 import base64
 import io
 import json
+import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import openai
+import psutil
 import pytest
 from engines import CHECKPOINTS, Reference, questions
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import serving
 
@@ -25,15 +30,27 @@ SPLITS = {
 }
 
 
-@pytest.fixture(scope="module", params=SPLITS)
-def server(request):
-    """A client of a server."""
-    more = json.dumps(MORE | SPLITS[request.param])
-    given = serving.parse(["--model", MODEL, "--dtype", "float32", "--more", more])
+@contextmanager
+def running(split):
+    """A client of a server whose processes share the work as `split` says."""
+    given = serving.parse(["--model", MODEL, "--dtype", "float32", "--more", json.dumps(MORE | split)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
         with serving.serving(given, {"vtr": VTR}, seconds=300) as address:
             yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module", params=SPLITS)
+def server(request):
+    with running(SPLITS[request.param]) as client:
+        yield client
+
+
+def counted(server, name):
+    """The sum of a counter of vLLM's metrics endpoint over the engines."""
+    page = urllib.request.urlopen(str(server.base_url).replace("/v1/", "/metrics")).read().decode()
+    families = {family.name: family.samples for family in text_string_to_metric_families(page)}
+    return sum(sample.value for sample in families[name] if sample.name == f"{name}_total")
 
 
 def asked(question, text):
@@ -63,6 +80,13 @@ def test_answers_of_a_server_are_those_on_transformers(server):
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(ask, range(6))) == expected
+    # What the last step counted may come after its answer.
+    until = time.monotonic() + 20
+    while counted(server, "vllm:vtr_requests") < 6 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert counted(server, "vllm:vtr_requests") == 6
+    after, before = (counted(server, f"vllm:vtr_visual_tokens_{name}") for name in ("after", "before"))
+    assert 0 < after < 0.112 * before
 
 
 @pytest.mark.processes
@@ -77,3 +101,21 @@ def test_a_client_that_goes_away_stops_nobody_else(server):
         model=MODEL, messages=[{"role": "user", "content": "What is red?"}], max_tokens=4, temperature=0
     )
     assert answer.usage.completion_tokens > 0
+
+
+@pytest.mark.processes
+def test_a_server_that_is_killed_leaves_no_process_and_can_be_started_again():
+    [question], answers = questions("qwen2", 1), []
+    for _ in range(2):
+        with running({}) as server:
+            stream = server.chat.completions.create(
+                model=MODEL, messages=asked(question, "What is it?"), max_tokens=400, temperature=0, stream=True
+            )
+            answers.append([chunk.choices[0].delta.content for chunk, _ in zip(stream, range(8), strict=False)])
+            [process] = psutil.Process().children()
+            processes = [process, *process.children(recursive=True)]
+            process.kill()
+            _, alive = psutil.wait_procs(processes, timeout=60)
+            assert not alive
+    assert len(answers[0]) == 8
+    assert answers[0] == answers[1]

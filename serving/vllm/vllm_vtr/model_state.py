@@ -20,6 +20,7 @@ from strategy.backbone import Span
 from vllm_vtr import versions
 from vllm_vtr.configuration import NOMINAL_TOKENS, pruning_of
 from vllm_vtr.families import family_of
+from vllm_vtr.metrics import ScoringSeconds
 from vllm_vtr.prefill import Prompt, PruningPrefill
 
 logger = init_logger("vllm.vtr")
@@ -57,12 +58,13 @@ class PruningModelState(DefaultModelState):
     Attributes:
         evicted: [slots], by request, how many tokens of its prompt the cache does not hold; `evicted_host` has the same
             numbers on the host.
+        scoring_seconds: Reports the seconds of scoring with each step's output.
         prefill: Runs the prompts of the present step that are to be pruned; None if there are none.
     """
 
     def __init__(self, vllm_config: VllmConfig, model: Any, encoder_cache: Any, device: torch.device) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
-        versions.give_block_tables()
+        versions.extend_runner()
         self.pruning, self.family = pruning_of(vllm_config), family_of(model.config)
         self.visuals: dict[int, Visuals] = {}
         self.evicted = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
@@ -73,6 +75,7 @@ class PruningModelState(DefaultModelState):
         self.checks: list[Check] = []
         self.methods = versions.uncompiled_methods(model.language_model.model)
         self.runner = PruningPrefill.stage_runner(self.pruning, model)
+        self.scoring_seconds = ScoringSeconds(lambda: self.runner.record.clock)
         model.state = self
 
     def initialize_kv_cache(self, kv_cache_config: Any, block_tables: Any) -> None:

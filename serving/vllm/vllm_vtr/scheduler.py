@@ -1,5 +1,6 @@
 """The engine's side: prompts are scheduled whole, and the blocks of what was pruned go back to the pool."""
 
+from collections import Counter
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
@@ -7,9 +8,12 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
 from vllm_vtr.configuration import pruning_of
+from vllm_vtr.families import num_visual_tokens
+from vllm_vtr.metrics import AFTER, BEFORE, REQUESTS
 
 
 class PrunedBlocks(FullAttentionManager):
@@ -48,6 +52,7 @@ class PruningScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pruning = pruning_of(self.vllm_config)
+        self.counts: Counter[str] = Counter()
         self.block_managers: list[PrunedBlocks] = []
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
             if type(manager) is not FullAttentionManager:
@@ -85,8 +90,23 @@ class PruningScheduler(Scheduler):
         for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
             request = self.requests[request_id]
             if request.num_computed_tokens == scheduled == request.num_prompt_tokens and request.mm_features:
-                for manager in self.block_managers if (evicted := self._evicted(request)) else ():
+                if not (evicted := self._evicted(request)):
+                    continue
+                for manager in self.block_managers:
                     manager.evict(request_id, request.num_prompt_tokens, evicted)
+                visual = num_visual_tokens(request.mm_features)
+                self.counts.update({REQUESTS: 1, BEFORE: visual, AFTER: visual - evicted})
+
+    def make_stats(
+        self, spec_decoding_stats: Any = None, kv_connector_stats: Any = None, *args: Any, **kwargs: Any
+    ) -> SchedulerStats | None:
+        stats = super().make_stats(spec_decoding_stats, None, *args, **kwargs)
+        counts = dict(self.counts) | (kv_connector_stats.data if kv_connector_stats else {})
+        self.counts.clear()
+        if stats is not None and counts:
+            # See `metrics`.
+            stats.kv_connector_stats = counts
+        return stats
 
 
 class AsyncPruningScheduler(PruningScheduler, AsyncScheduler):

@@ -19,7 +19,9 @@ def wanted() -> dict[Callable[..., Any], tuple[str, ...]]:
     """Return the functions of vLLM that the plug-in calls or overrides, with their parameters."""
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+    from vllm.v1.metrics.loggers import StatLoggerManager
     from vllm.v1.worker.gpu.block_table import BlockTables
+    from vllm.v1.worker.gpu.kv_connector import KVConnector
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
     from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
@@ -42,6 +44,9 @@ def wanted() -> dict[Callable[..., Any], tuple[str, ...]]:
             "out",
         ),
         GPUModelRunner.initialize_kv_cache: ("kv_cache_config",),
+        KVConnector.post_forward: ("finished_req_ids", "wait_for_save"),
+        Scheduler.make_stats: ("spec_decoding_stats", "kv_connector_stats", "cudagraph_stats", "perf_stats"),
+        StatLoggerManager.record: ("scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"),
         DefaultModelState.add_request: ("req_index", "new_req_data"),
         DefaultModelState.preprocess_state: (
             *("input_batch", "block_tables", "kv_cache_config"),
@@ -68,8 +73,11 @@ def check() -> None:
             )
 
 
-def give_block_tables() -> None:
-    """Let the runner give its block tables to the model state, which vLLM 0.26 does not do of itself."""
+def extend_runner() -> None:
+    """Let the runner give its block tables to a model state that prunes, and report the seconds that this takes.
+
+    vLLM 0.26 does neither of itself.
+    """
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
     stock = GPUModelRunner.initialize_kv_cache
@@ -80,6 +88,7 @@ def give_block_tables() -> None:
         stock(self, kv_cache_config)
         if hasattr(self.model_state, "initialize_kv_cache"):
             self.model_state.initialize_kv_cache(self.kv_cache_config, self.block_tables)
+            self.kv_connector = self.model_state.scoring_seconds
 
     initialize_kv_cache.vtr = True  # type: ignore[attr-defined]
     GPUModelRunner.initialize_kv_cache = initialize_kv_cache
