@@ -28,6 +28,35 @@ class EncoderStates(NamedTuple):
     features: Tensor
 
 
+def attention_in_pieces(queries: Tensor, keys: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    """Return the attention [P, L, heads] that tokens receive of those that they share a piece with.
+
+    Args:
+        queries: [P, L, heads, head width], or [P, 1, heads, head width] of those that alone count.
+        keys: [P, L, heads, head width].
+        lengths: Of the pieces, where one sequence holds them all, P = 1; None where each sequence is a piece.
+    """
+    if lengths is None:
+        return received_attention(queries, keys)
+    pieces = zip(queries.split(lengths, dim=1), keys.split(lengths, dim=1), strict=True)
+    return torch.cat([received_attention(*piece) for piece in pieces], dim=1)
+
+
+def states_of_visual_tokens(
+    attention: Tensor, keys: Tensor, features: Tensor, class_token: bool, merge: Callable[[Tensor], Tensor] | None
+) -> EncoderStates:
+    """Return what a layer saw of visual tokens, out of what it saw of all its tokens.
+
+    Args:
+        attention, keys, features: See `EncoderStates`, [P, L, ...] instead of [T, ...].
+        class_token, merge: See `EncoderSpec`.
+    """
+    seen = [tensor[:, int(class_token) :] for tensor in (attention, keys, features)]
+    if merge is not None:
+        seen = [merge(tensor.flatten(2)).unflatten(2, tensor.shape[2:]) for tensor in seen]
+    return EncoderStates(*(tensor.flatten(0, 1) for tensor in seen))
+
+
 class _Current(ThreadState):
     """What a thread recorded.
 
@@ -196,14 +225,6 @@ class EncoderRecorder:
         if spec.rotary:
             cos, sin = (table.float()[None] for table in kwargs[spec.rotary])
             turned = [apply_rotary(each.float().transpose(1, 2), cos, sin).transpose(1, 2) for each in turned]
-        if spec.ends:
-            lengths = kwargs[spec.ends].diff().tolist()
-            pieces = zip(*(each.split(lengths, dim=1) for each in turned), strict=True)
-            attention = torch.cat([received_attention(*piece) for piece in pieces], dim=1)
-        else:
-            attention = received_attention(*turned)
-        seen = [tensor[:, int(spec.class_token) :] for tensor in (attention, keys, hidden)]
-        if spec.merge is not None:
-            seen = [spec.merge(tensor.flatten(2)).unflatten(2, tensor.shape[2:]) for tensor in seen]
-        seen = [tensor.flatten(0, 1) for tensor in seen]
-        return EncoderStates(*(seen if order is None else [tensor[order.to(tensor.device)] for tensor in seen]))
+        attention = attention_in_pieces(*turned, kwargs[spec.ends].diff().tolist() if spec.ends else None)
+        seen = states_of_visual_tokens(attention, keys, hidden, spec.class_token, spec.merge)
+        return seen if order is None else EncoderStates(*(tensor[order.to(tensor.device)] for tensor in seen))

@@ -20,7 +20,6 @@ import strategy
 from current_vlm.qwen import Qwen25VLBackbone
 from strategy.backbone import register_backbone
 from vllm_vtr.configuration import KEY, pruning_of
-from vllm_vtr.prefill import PruningPrefill
 
 SHAPES = Path(__file__).parents[2] / "examples/shapes"
 CHECKPOINTS = SHAPES / "checkpoints"
@@ -155,8 +154,10 @@ class Engine:
         """Prune in another way from now on, which a start of the engine would do too, but slowly."""
         config = self.scheduler.vllm_config
         config.additional_config = {KEY: vtr}
-        self.scheduler.pruning = self.state.pruning = pruning_of(config)
-        self.state.runner = PruningPrefill.stage_runner(self.state.pruning, self.runner.model)
+        self.scheduler.pruning = pruning_of(config)
+        self.state.prune_by(self.scheduler.pruning)
+        # What the tower saw was not recorded, unless the last strategy asked for it too.
+        self.core.reset_encoder_cache()
         self._watch()
 
     def answer(self, asked: Sequence[Question], steps: int = STEPS, **sampling: Any) -> list[Answer]:

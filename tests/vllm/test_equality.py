@@ -4,14 +4,7 @@ import pytest
 from engines import Reference, questions, running
 
 import strategy
-from strategy import registry
 
-# tests/vllm/test_configuration.py shows that the others are refused.
-SUPPORTED = [
-    name
-    for name in strategy.available()
-    if registry.get(name).encoder_layer is None and not registry.get(name).question_free
-]
 BUDGETS = {"clse": ({"keep_tokens": 192}, {"retain_ratio": 0.112}, {"keep_tokens": 576})}
 
 
@@ -27,7 +20,7 @@ def pair(family, folders):
         yield Reference(folder), engine
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", strategy.available())
 def test_kept_tokens_and_answers_are_those_on_transformers(pair, family, name):
     reference, engine = pair
     free = engine.free_blocks

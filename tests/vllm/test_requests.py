@@ -48,12 +48,14 @@ def arriving(engine: Engine, asked: list[Question], a_step: int, steps: int = 12
     return [answers[number] for number in range(len(asked))]
 
 
-@pytest.mark.parametrize("a_step", [1, 3])
-def test_answers_do_not_depend_on_what_is_answered_beside_them(engine, reference, mixed, a_step):
-    free = engine.free_blocks
+@pytest.mark.parametrize(("name", "a_step"), [("clse", 1), ("clse", 3), ("visionzip", 3), ("priortr_2f", 3)])
+def test_answers_do_not_depend_on_what_is_answered_beside_them(engine, reference, mixed, name, a_step):
+    free, vtr = engine.free_blocks, VTR | {"strategy": name}
+    engine.use(vtr)
     assert arriving(engine, mixed, a_step) == [
-        reference.answer(question, VTR if question.pictures else None) for question in mixed
+        reference.answer(question, vtr if question.pictures else None) for question in mixed
     ]
+    engine.use(VTR)
     assert engine.free_blocks == free
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from engines import Question, Reference, questions, qwen_prompt, running
 
-VTR = {"strategy": "clse", "retain_ratio": 0.2}
+STRATEGIES = ("clse", "visionzip", "priortr_2f")
 ASKED = "How many red objects are there?"
 
 
@@ -20,10 +20,14 @@ def test_videos_are_pruned_as_on_transformers(folders, family):
     asked = [Question(qwen_prompt(ASKED, 1, "video"), videos=(clip,)) for clip in clips]
     asked += [Question(qwen_prompt(ASKED, 2, "video"), videos=tuple(clips[1:]))]
     asked += [*questions(family, 1), Question(qwen_prompt("Why?", 0))]
-    reference = Reference(folders(family))
-    expected = [reference.answer(each, VTR if each.pictures or each.videos else None) for each in asked]
-    with running(folders(family), VTR, limit_mm_per_prompt={"image": 1, "video": 2}) as engine:
+    reference, first = Reference(folders(family)), {"strategy": STRATEGIES[0], "retain_ratio": 0.2}
+    with running(folders(family), first, limit_mm_per_prompt={"image": 1, "video": 2}) as engine:
         free = engine.free_blocks
-        assert engine.answer(asked) == expected
-        assert engine.free_blocks == free
-    assert [len(answer.kept) for answer in expected] == [3, 3, 3, 3, 3, 0]
+        for name in STRATEGIES:
+            vtr = first | {"strategy": name}
+            engine.use(vtr)
+            expected = [reference.answer(each, vtr if each.pictures or each.videos else None) for each in asked]
+            assert engine.answer(asked) == expected
+            assert engine.free_blocks == free
+            assert all(answer.kept for answer in expected[:-1])
+            assert not expected[-1].kept

@@ -95,15 +95,9 @@ def _pruning(options: tuple[tuple[str, Any], ...], facts: Facts, longest: int) -
         plan = strategy.plan(facts)
     except ValueError as error:
         raise ValueError(f"vtr: {error}") from error
-    if strategy.encoder_layer is not None:
+    if strategy.clip_text is not None:
         raise ValueError(
-            f"vtr: {config.strategy} looks at what the vision tower saw, which vLLM computes apart from the prompt and "
-            "keeps for several of them: choose a strategy that does not"
-        )
-    if strategy.question_free:
-        raise ValueError(
-            f"vtr: {config.strategy} reads prompts without their questions first, which is not built here: choose a "
-            "strategy that does not"
+            f"vtr: clip_text={strategy.clip_text!r}: vLLM has no text tower of CLIP beside the model; omit clip_text"
         )
     return Pruning(strategy, plan, longest)
 
@@ -145,10 +139,10 @@ def configure(vllm_config: VllmConfig) -> None:
     if architecture not in FAMILIES:
         raise ValueError(f"vtr: {architecture} is not a model that is pruned; these are: {', '.join(FAMILIES)}")
     versions.check()
-    for reason in refusals(vllm_config):
+    pruning = pruning_of(vllm_config)
+    for reason in refusals(vllm_config, pruning.strategy):
         raise ValueError(f"vtr: {reason}")
     model.hf_config.architectures = [PREFIX + architecture]
-    pruning = pruning_of(vllm_config)
     vllm_config.scheduler_config.scheduler_cls = "vllm_vtr.scheduler.create"
     if vllm_config.cache_config.enable_prefix_caching:
         vllm_config.cache_config.enable_prefix_caching = False
@@ -167,9 +161,14 @@ def configure(vllm_config: VllmConfig) -> None:
     )
 
 
-def refusals(vllm_config: VllmConfig) -> list[str]:
-    """Return what of a configuration does not go with pruning: a sentence each."""
-    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+def refusals(vllm_config: VllmConfig, strategy: Strategy) -> list[str]:
+    """Return what of a configuration does not go with pruning by a strategy: a sentence each."""
+    parallel, model, compilation = (
+        vllm_config.parallel_config,
+        vllm_config.model_config,
+        vllm_config.compilation_config,
+    )
+    looks = f"{strategy.config.strategy} looks at what the vision tower saw"
     multimodal, heads = model.multimodal_config, getattr(model.hf_text_config, "num_key_value_heads", None)
     tensor = parallel.tensor_parallel_size
     found = {
@@ -198,8 +197,13 @@ def refusals(vllm_config: VllmConfig) -> list[str]:
             vllm_config.scheduler_config.scheduler_cls
         ),
         "cudagraph_mode=FULL runs prompts as graphs, which pruning cannot: use FULL_AND_PIECEWISE": (
-            vllm_config.compilation_config.cudagraph_mode == CUDAGraphMode.FULL
+            compilation.cudagraph_mode == CUDAGraphMode.FULL
         ),
+        f"{looks}, whose heads tensor_parallel_size={tensor} splits: use data_parallel_size, or another strategy": (
+            strategy.encoder_layer is not None and tensor > 1
+        ),
+        f"{looks}, which a compiled or captured tower does not show: leave compile_mm_encoder and cudagraph_mm_encoder "
+        "out": strategy.encoder_layer is not None and (compilation.compile_mm_encoder or compilation.cudagraph_mm_encoder),
         "Model Runner V1 is not supported: set VLLM_USE_V2_MODEL_RUNNER=1": not vllm_config.use_v2_model_runner,
     }
     return [reason for reason, applies in found.items() if applies]

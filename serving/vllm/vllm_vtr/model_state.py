@@ -18,19 +18,27 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from strategy.backbone import Span
 from vllm_vtr import versions
-from vllm_vtr.configuration import NOMINAL_TOKENS, pruning_of
+from vllm_vtr.configuration import NOMINAL_TOKENS, Pruning, pruning_of
 from vllm_vtr.families import family_of
 from vllm_vtr.metrics import ScoringSeconds
 from vllm_vtr.prefill import Prompt, PruningPrefill
+from vllm_vtr.question_free import template_length
+from vllm_vtr.tower import TowerRecorder
 
 logger = init_logger("vllm.vtr")
 
 
 class Visuals(NamedTuple):
-    """What a request shows: the length of its prompt, and the spans in it that will be pruned, if any."""
+    """What a request shows: the length of its prompt, and what will be pruned, if anything.
+
+    spans: Of the pictures and videos in the prompt. names: By which vLLM's encoder cache holds their embeddings.
+    template: How many of the prompt's last tokens are those of a template.
+    """
 
     prompt: int
     spans: list[Span]
+    names: list[str]
+    template: int
 
 
 class AttentionCall(NamedTuple):
@@ -65,7 +73,8 @@ class PruningModelState(DefaultModelState):
     def __init__(self, vllm_config: VllmConfig, model: Any, encoder_cache: Any, device: torch.device) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
         versions.extend_runner()
-        self.pruning, self.family = pruning_of(vllm_config), family_of(model.config)
+        self.family = family_of(model.config)
+        self.ends_turns = self.family.end_of_turn(vllm_config.model_config)
         self.visuals: dict[int, Visuals] = {}
         self.evicted = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
         self.evicted_host = np.zeros(self.max_num_reqs, dtype=np.int32)
@@ -74,9 +83,18 @@ class PruningModelState(DefaultModelState):
         self.prefill: PruningPrefill | None = None
         self.checks: list[Check] = []
         self.methods = versions.uncompiled_methods(model.language_model.model)
-        self.runner = PruningPrefill.stage_runner(self.pruning, model)
+        self.prune_by(pruning_of(vllm_config))
         self.scoring_seconds = ScoringSeconds(lambda: self.runner.record.clock)
         model.state = self
+
+    def prune_by(self, pruning: Pruning) -> None:
+        """Prune as is asked from now on."""
+        self.pruning, strategy = pruning, pruning.strategy
+        self.runner = PruningPrefill.stage_runner(pruning, self.model)
+        self.tower = None
+        if strategy.encoder_layer is not None:
+            name = strategy.config.strategy
+            self.tower = TowerRecorder(self.family.tower, strategy.encoder_layer, name, self.model)
 
     def initialize_kv_cache(self, kv_cache_config: Any, block_tables: Any) -> None:
         """Keep what the cache is made of, once it is made."""
@@ -88,7 +106,9 @@ class PruningModelState(DefaultModelState):
         spans: list[Span] = []
         if self.pruning.evicted(prompt, features, new_req_data.sampling_params):
             spans = [self.family.span(self.model.config, feature) for feature in features]
-        self.visuals[req_index] = Visuals(prompt, spans)
+        names = [feature.identifier for feature in features]
+        template = template_length(new_req_data.prompt_token_ids, self.ends_turns)
+        self.visuals[req_index] = Visuals(prompt, spans, names, template)
         self._evict([req_index], [0])
 
     def preprocess_state(
@@ -102,9 +122,9 @@ class PruningModelState(DefaultModelState):
             self.slot_mappings(input_batch, self.places(input_batch))
         rows = zip(input_batch.idx_mapping_np.tolist(), input_batch.num_scheduled_tokens.tolist(), strict=False)
         prompts = [
-            Prompt(row, slot, int(input_batch.query_start_loc_np[row]), scheduled, self.visuals[slot].spans)
+            Prompt(row, slot, int(input_batch.query_start_loc_np[row]), scheduled, shown.spans, shown.template)
             for row, (slot, scheduled) in enumerate(rows)
-            if self.visuals[slot].spans and not input_batch.num_computed_tokens_np[row]
+            if (shown := self.visuals[slot]).spans and not input_batch.num_computed_tokens_np[row]
         ]
         self.prefill = PruningPrefill(self, input_batch, prompts) if prompts else None
 
@@ -121,6 +141,11 @@ class PruningModelState(DefaultModelState):
             cells += (behind - first) * left[stage] / NOMINAL_TOKENS
         width = 2 * attn.num_kv_heads * attn.head_size
         return torch.empty(int(cells * tokens), width, dtype=self.dtype, device=self.device)
+
+    def shown(self, prompts: Sequence[Prompt]) -> list[list[Tensor]]:
+        """Return the embeddings of each prompt's pictures and videos, in order."""
+        cached = self.encoder_cache.encoder_outputs
+        return [[cached[name] for name in self.visuals[prompt.slot].names] for prompt in prompts]
 
     def places(self, input_batch: Any) -> Tensor:
         """Return the places [tokens, padding included] of a batch's tokens in the caches of their requests."""

@@ -18,8 +18,10 @@ from strategy import RunRecord
 from strategy.backbone import Span
 from strategy.kernels.attention import gather_rows, softmax_rows
 from strategy.metrics.meter import CostMeter
+from strategy.pruning.layout import resolve_layout
 from strategy.pruning.stage import LayerStates, StageRunner
 from strategy.pruning.state import PrefillState
+from vllm_vtr.question_free import PromptEnds
 
 if TYPE_CHECKING:
     from vllm_vtr.configuration import Pruning
@@ -27,13 +29,18 @@ if TYPE_CHECKING:
 
 
 class Prompt(NamedTuple):
-    """A prompt that is prefilled whole: its row in the batch, its request's slot, its first token, length and spans."""
+    """A prompt that is prefilled whole.
+
+    row: In the batch. slot: Of its request. first: Its first token in the batch. length: How many tokens it has.
+    spans: Of its pictures and videos. template: How many of its last tokens are those of a template.
+    """
 
     row: int
     slot: int
     first: int
     length: int
     spans: list[Span]
+    template: int
 
 
 class Seconds(CostMeter):
@@ -72,7 +79,8 @@ class PruningPrefill:
         lengths: How many tokens each row of the batch has, on the host.
         left: The same of the prompts that are pruned.
         whole, longest: `left` before the first stage, and the greatest of it.
-        query, key: [tokens, heads * head width], of the layer before a stage.
+        query, key, value: [tokens, heads * head width], of the layer before a stage; with `ends`, of each before it.
+        ends: Runs prompts without their questions beside them, for strategies that want that; else None.
         starts, counts: Where each prompt begins in the batch, and how many tokens it has, on the device.
         rows: Where the prompts' tokens stand in the batch, one prompt after the other.
         real: [B, L], False at padding.
@@ -97,6 +105,8 @@ class PruningPrefill:
         self.saved: dict[int, tuple[int, Tensor, Tensor]] = {}
         self.query: Tensor | None = None
         self.key: Tensor | None = None
+        self.value: Tensor | None = None
+        self.ends: PromptEnds | None = None
 
     @staticmethod
     def stage_runner(pruning: Pruning, model: Any) -> StageRunner:
@@ -116,7 +126,7 @@ class PruningPrefill:
             embeds: What enters the first layer, [tokens, C], padding included.
             added: See `Backbone.added_features`, [tokens, C] for each layer.
         """
-        hidden, residual = self._begin(embeds), None
+        hidden, residual = self._begin(positions, embeds), None
         own = positions[..., self.origin]
         for number, layer in enumerate(decoder.layers):
             if number == self.plan.layers[0] == 0:
@@ -129,6 +139,11 @@ class PruningPrefill:
             entered = None if stage is None else self._stream(hidden, residual)[self.padded]
             with self._saving(number, attn):
                 hidden, residual = layer(own, hidden, residual)
+            if self.ends is not None and number < self.plan.layers[0]:
+                assert self.key is not None
+                assert self.value is not None
+                self.ends.run(layer, self.key, self.value)
+                self.pruned.prior = self.ends.attention(attn.impl.scale) if stage == 0 else None
             if stage is not None and entered is not None:
                 states = LayerStates(entered, partial(self._keys, attn, self.padded), partial(self._attention, attn))
                 hidden, residual = self._prune(stage, self._stream(hidden, residual), states), None
@@ -150,7 +165,7 @@ class PruningPrefill:
     def _stream(hidden: Tensor, residual: Tensor | None) -> Tensor:
         return hidden if residual is None else hidden + residual
 
-    def _begin(self, embeds: Tensor) -> Tensor:
+    def _begin(self, positions: Tensor, embeds: Tensor) -> Tensor:
         count, length = self.batch.num_tokens, self.longest
         self.origin = torch.arange(count, device=self.device)
         self.places = self.state.places(self.batch)[:count]
@@ -161,6 +176,15 @@ class PruningPrefill:
             for prompt, before in zip(self.prompts, padding, strict=True)
         ]
         self.pruned = PrefillState.from_layout(layout, self.padded, self.real, None)
+        if self.state.tower is not None:
+            self.state.tower.assign(self.pruned, self.state.shown(self.prompts))
+        if self.state.pruning.strategy.question_free:
+            behind = [
+                max(span.starts[-1] + span.frame_size for span in spans)
+                for spans in resolve_layout(layout, len(layout), length)
+            ]
+            templates, clock = [prompt.template for prompt in self.prompts], self.runner.record.clock
+            self.ends = PromptEnds(behind, templates, self.padded, self.real, positions, embeds, clock)
         return embeds[:count]
 
     def _place(self, length: int) -> None:
@@ -188,8 +212,8 @@ class PruningPrefill:
             query, key, value = args[:3]
             # Copies of what is needed: a view would keep all of the layer's projections.
             self.saved[number] = len(self.survivors), key[self.rows], value[self.rows]
-            if self._stage_behind(number) is not None:
-                self.query, self.key = query, key
+            if self.ends is not None or self._stage_behind(number) is not None:
+                self.query, self.key, self.value = query, key, value
 
         handle = attn.register_forward_pre_hook(keep)
         try:

@@ -1,5 +1,6 @@
 """What makes a stock model one that prunes: a decoder loop and a model state that knows what is gone."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -38,6 +39,11 @@ class Pruned:
             output = prefill.run(self.language_model.model, positions, inputs_embeds, self.added_features(count))
         self.clear_added_features(count)
         return output
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Return the embeddings of pictures or videos; a strategy may want to know what the tower sees of them."""
+        embed = partial(super().embed_multimodal, **kwargs)  # type: ignore[misc]
+        return embed() if self.state is None or self.state.tower is None else self.state.tower.record(embed)
 
     def added_features(self, length: int) -> list[Tensor]:
         """Return what the stock loop adds behind the first layers, [length, C] for each of these."""
