@@ -51,6 +51,7 @@ BACKBONES = {
 
 VIDEO = "video/Video-LLaVA"
 VLLM = "serving/vllm"
+NEWEST_VLLM = "serving/vllm/newest"
 # Model Runner V2 without a GPU: see serving/vllm/without_gpu.
 ON_CPU = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 DEMO = ("--budgets", "192,128,64", "--output", "results/demo")
@@ -61,7 +62,7 @@ SPEED = "speed"  # the benchmark, told which backbone
 PYTEST = ("pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 QUICK = ("engine", "hostile", "model")  # the tests of one backbone that start no process
 
-nox.options.sessions = ["lint", "strategy", *BACKBONES, "video", "vllm"]
+nox.options.sessions = ["lint", "strategy", *BACKBONES, "video", "vllm", "vllm_newest"]
 
 
 def own_packages(folder: str) -> dict[str, str]:
@@ -73,7 +74,10 @@ def own_packages(folder: str) -> dict[str, str]:
 def install(session: nox.Session, folder: str) -> None:
     """Install the locked versions and, editable, this repository's own packages."""
     session.install("--no-deps", "-r", f"{folder}/{LOCK}")
-    session.install("--no-deps", *(part for path in (*own_packages(folder).values(), folder) for part in ("-e", path)))
+    packages = [*own_packages(folder).values(), folder]
+    if "build-system" not in nox.project.load_toml(f"{folder}/pyproject.toml"):
+        packages.remove(folder)  # an environment only
+    session.install("--no-deps", *(part for path in packages for part in ("-e", path)))
     # Where a container forbids byte code, each of the many processes that tests start would compile torch anew.
     session.env["PYTHONDONTWRITEBYTECODE"] = ""
 
@@ -154,7 +158,18 @@ def video(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def vllm(session: nox.Session) -> None:
     """Test the plug-in of vLLM on the CPU, or run the command after `--` where vLLM runs on the CPU."""
-    install(session, VLLM)
+    on_cpu(session, VLLM)
+
+
+@nox.session(python=PYTHON)
+def vllm_newest(session: nox.Session) -> None:
+    """The same with the newest vLLM that the plug-in is tested with."""
+    on_cpu(session, NEWEST_VLLM)
+
+
+def on_cpu(session: nox.Session, folder: str) -> None:
+    """Test the plug-in with the vLLM that a folder locks, or run the command after `--` there."""
+    install(session, folder)
     session.env.update(ON_CPU)
     if session.posargs and not session.posargs[0].startswith("-"):
         session.run(*session.posargs, external=True)
@@ -204,7 +219,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=False)
 def lock(session: nox.Session) -> None:
     """Resolve every environment anew and write its lock file."""
-    for folder in (".", *(row.folder for row in BACKBONES.values()), VIDEO, VLLM):
+    for folder in (".", *(row.folder for row in BACKBONES.values()), VIDEO, VLLM, NEWEST_VLLM):
         groups = ["--group", "test", "--group", "compare"] + ["--group", "lint"] * (folder == ".")
         own = [part for name in own_packages(folder) for part in ("--no-emit-package", name)]
         with session.chdir(folder):

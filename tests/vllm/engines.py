@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 from PIL import Image
+from transformers.models.qwen2_vl import modeling_qwen2_vl
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -27,7 +28,7 @@ STEPS = 12
 
 
 class EarlierQwen2VL(Qwen25VLBackbone):
-    """Qwen2-VL in transformers before 5.24, whose layers mix the tables of time, row and column themselves."""
+    """Qwen2-VL in transformers 5.12, whose layers mix the tables of time, row and column themselves."""
 
     def rotary(self, layer: Any, kwargs: Any) -> Any:
         return _mixed(layer, kwargs["position_embeddings"])
@@ -44,7 +45,8 @@ def _mixed(layer: Any, tables: Any) -> Any:
     )
 
 
-register_backbone(EarlierQwen2VL())
+if hasattr(modeling_qwen2_vl, "apply_multimodal_rotary_pos_emb"):
+    register_backbone(EarlierQwen2VL())
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,39 @@ class Reference:
         self.processor = transformers.AutoProcessor.from_pretrained(folder)
 
     def answer(
-        self, question: Question, vtr: dict[str, Any] | None, steps: int = STEPS, ignore_eos: bool = False
+        self,
+        question: Question,
+        vtr: dict[str, Any] | None,
+        steps: int = STEPS,
+        ignore_eos: bool = False,
+        shaken_by: int | None = None,
     ) -> Answer:
+        """What is answered; with a seed in `shaken_by`, to pictures whose values are changed by a ten-thousandth."""
         shown: dict[str, Any] = {"images": list(question.pictures) or None}
         if question.videos:
             metadata = [timing(video) for video in question.videos]
             shown |= {"videos": list(question.videos), "video_metadata": metadata, "do_sample_frames": False}
         inputs = self.processor(text=[question.text], **shown, return_tensors="pt")
+        if shaken_by is not None:
+            noise = torch.randn(inputs.pixel_values.shape, generator=torch.Generator().manual_seed(shaken_by))
+            inputs["pixel_values"] = inputs.pixel_values * (1 + 1e-4 * noise)
         kept: list[list[int]] = []
         more = {"min_new_tokens": steps} if ignore_eos else {}
         with self._pruned(vtr, lambda view, scores, chosen: kept.append(chosen[0].tolist())):
             ids = self.model.generate(**inputs, max_new_tokens=steps, do_sample=False, **more)
         return Answer(ids[0, inputs.input_ids.shape[1] :].tolist(), kept)
+
+    def agrees(self, found: Answer, question: Question, vtr: dict[str, Any]) -> bool:
+        """Whether an answer is the one here, and was found with the same tokens.
+
+        Other tokens count as the same where rounding decides between them: where other ones are kept here too, once the
+        picture is changed by a ten-thousandth.
+        """
+        own = self.answer(question, vtr)
+        if found == own:
+            return True
+        shaken = (self.answer(question, vtr, shaken_by=seed) for seed in range(4))
+        return found.tokens == own.tokens and any(each.kept != own.kept for each in shaken)
 
     def _pruned(self, vtr: dict[str, Any] | None, watch: Any) -> Any:
         if vtr is None:

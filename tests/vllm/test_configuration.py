@@ -66,6 +66,7 @@ def test_wrong_options_are_named(vtr, said):
         ({"pipeline_parallel_size": 2}, "split the model by tensor_parallel_size"),
         ({"tensor_parallel_size": 4}, "tensor_parallel_size=4 copies the 2 key heads: choose a divisor of 2"),
         ({"enable_lora": True}, "merge the adapter into the weights"),
+        ({"attention_config": {"backend": "FLASHINFER"}}, "give attention_backend=FLASH_ATTN"),
         ({"scheduler_cls": "some.Scheduler"}, "leave one of the two out"),
         ({"compilation_config": {"cudagraph_mode": "FULL"}}, "use FULL_AND_PIECEWISE"),
         (
@@ -114,9 +115,9 @@ def test_the_version_at_hand_is_tested_and_has_the_functions_that_are_overridden
 
 def test_a_function_with_other_parameters_is_named(monkeypatch):
     stock = versions.wanted()
-    changed = {next(iter(stock)): ("something",)}
+    changed = {next(iter(stock)): (("something",), ("other",))}
     monkeypatch.setattr(versions, "wanted", lambda: changed)
-    with pytest.raises(ValueError, match=r"_update_after_schedule of .* where \('something',\) were expected"):
+    with pytest.raises(ValueError, match=r"_update_after_schedule of .* where \('something',\) or \('other',\) were"):
         versions.check()
 
 
@@ -124,7 +125,7 @@ def test_another_version_is_a_warning(monkeypatch, caplog):
     logging.getLogger("vllm").propagate = True
     monkeypatch.setattr(versions, "__version__", "0.99.0")
     versions.check()
-    assert "vtr is tested with vLLM 0.26; this is 0.99.0" in caplog.text
+    assert "vtr is tested with vLLM 0.26 and 0.32; this is 0.99.0" in caplog.text
 
 
 def test_every_family_has_its_classes():

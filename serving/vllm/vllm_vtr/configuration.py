@@ -8,6 +8,7 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from strategy import Facts, Plan, Strategy, VTRConfig, registry
 from vllm_vtr import versions
@@ -17,6 +18,7 @@ KEY = "vtr"
 NOMINAL_TOKENS = 576  # what a budget in tokens is counted against, as everywhere in this project
 # Options of the project's own engine, whose place vLLM takes.
 NOT_HERE = ("engine", "enabled")
+NO_FLASHINFER = "FlashInfer is not supported: give attention_backend=FLASH_ATTN"
 
 logger = init_logger("vllm.vtr")
 
@@ -205,5 +207,6 @@ def refusals(vllm_config: VllmConfig, strategy: Strategy) -> list[str]:
         f"{looks}, which a compiled or captured tower does not show: leave compile_mm_encoder and cudagraph_mm_encoder "
         "out": strategy.encoder_layer is not None and (compilation.compile_mm_encoder or compilation.cudagraph_mm_encoder),
         "Model Runner V1 is not supported: set VLLM_USE_V2_MODEL_RUNNER=1": not vllm_config.use_v2_model_runner,
+        NO_FLASHINFER: vllm_config.attention_config.backend == AttentionBackendEnum.FLASHINFER,
     }
     return [reason for reason, applies in found.items() if applies]

@@ -5,6 +5,7 @@ that vLLM has for statistics of KV connectors, which do not go with pruning, so 
 """
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 from prometheus_client import Counter
@@ -78,6 +79,7 @@ def install() -> None:
     if hasattr(stock, "vtr"):
         return
 
+    @wraps(stock)
     def init(self: Any, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
         stock(self, vllm_config, *args, **kwargs)
         if asked(vllm_config) is not None:

@@ -12,13 +12,13 @@ from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
-from vllm.utils.math_utils import cdiv
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from strategy.backbone import Span
 from vllm_vtr import versions
-from vllm_vtr.configuration import NOMINAL_TOKENS, Pruning, pruning_of
+from vllm_vtr.configuration import NO_FLASHINFER, NOMINAL_TOKENS, Pruning, pruning_of
 from vllm_vtr.families import family_of
 from vllm_vtr.metrics import ScoringSeconds
 from vllm_vtr.prefill import Prompt, PruningPrefill
@@ -72,6 +72,9 @@ class PruningModelState(DefaultModelState):
 
     def __init__(self, vllm_config: VllmConfig, model: Any, encoder_cache: Any, device: torch.device) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
+        [attn, *_] = (layer.self_attn.attn for layer in model.language_model.model.layers)
+        if attn.attn_backend.get_name() == AttentionBackendEnum.FLASHINFER.name:  # where vLLM chooses itself
+            raise ValueError(f"vtr: {NO_FLASHINFER}")
         versions.extend_runner()
         self.family = family_of(model.config)
         self.ends_turns = self.family.end_of_turn(vllm_config.model_config)
@@ -173,6 +176,7 @@ class PruningModelState(DefaultModelState):
         attn_groups: Any,
         kv_cache_config: Any,
         for_capture: bool = False,
+        **more: Any,
     ) -> dict[str, Any]:
         slots, rows = input_batch.idx_mapping_np, input_batch.num_reqs
         lens = self.cache_lens[: len(input_batch.seq_lens)].copy_(input_batch.seq_lens)
@@ -186,7 +190,7 @@ class PruningModelState(DefaultModelState):
             self.prefill.batch = batch
             self.prefill.call = AttentionCall(block_tables, attn_groups, kv_cache_config)
         return super().prepare_attn(
-            batch, cudagraph_mode, block_tables, slot_mappings, attn_groups, kv_cache_config, for_capture
+            batch, cudagraph_mode, block_tables, slot_mappings, attn_groups, kv_cache_config, for_capture, **more
         )
 
     def attention_over(self, batch: Any, places: Tensor, call: AttentionCall) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -216,11 +220,10 @@ class PruningModelState(DefaultModelState):
         slots = [prompt.slot for prompt in prompts]
         self._evict(slots, [prompt.length - own for prompt, own in zip(prompts, left, strict=True)])
         tables = self.block_tables
-        for group, size in enumerate(tables.block_sizes):
-            held = tables.num_blocks.np[group]
+        for group, held in enumerate(tables.num_blocks.np):
             for slot, own in zip(slots, left, strict=True):
                 # The scheduler has freed the same ones; the next that it adds stands behind those that are left.
-                held[slot] = min(held[slot], cdiv(own, size) * tables.blocks_per_kv_block[group])
+                held[slot] = min(held[slot], versions.blocks_for(tables, group, own))
 
     def _report(self) -> None:
         """Log whose prompts were not sound, without waiting for those whose check is on its way."""

@@ -1,6 +1,7 @@
 """What the vision tower saw of each picture, kept as long as vLLM keeps what the tower made of it."""
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ class TowerRecorder:
         self.states: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         layer.get_submodule(tower.projection).register_forward_hook(self._keep_keys)
         attention.register_forward_pre_hook(self._keep_attention, with_kwargs=True)
-        layer.register_forward_hook(self._keep_layer)
+        # Classes that vLLM may compile call `forward` themselves, without hooks.
+        layer.forward = self._kept(layer.forward)
 
     def record(self, embed: Callable[[], Any]) -> list[Tensor]:
         """Return the embeddings of pictures or videos, and keep what the tower sees of them."""
@@ -83,14 +85,18 @@ class TowerRecorder:
         lengths = None if ends is None else ends.diff().tolist()
         self.attention = attention_in_pieces(query[:, :1] if self.class_token else query, key, lengths)
 
-    def _keep_layer(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        assert self.keys is not None
-        assert self.attention is not None
-        pieces = self.attention.shape[:2]
-        keys = self.keys.reshape(*pieces, self.heads, -1)
-        self.calls.append(
-            states_of_visual_tokens(
-                self.attention, keys, output.reshape(*pieces, -1), self.class_token, self.merge
-            )
-        )
-        self.keys = self.attention = None
+    def _kept(self, stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return the layer's `forward`, which keeps what it saw."""
+
+        @wraps(stock)
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            output = stock(*args, **kwargs)
+            assert self.keys is not None
+            assert self.attention is not None
+            pieces = self.attention.shape[:2]
+            seen = self.attention, self.keys.reshape(*pieces, self.heads, -1), output.reshape(*pieces, -1)
+            self.calls.append(states_of_visual_tokens(*seen, self.class_token, self.merge))
+            self.keys = self.attention = None
+            return output
+
+        return forward

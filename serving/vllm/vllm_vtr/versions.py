@@ -3,20 +3,22 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 
 from torch import nn
 from vllm import __version__, ir
 from vllm.logger import init_logger
 from vllm.model_executor.custom_op import CustomOp
+from vllm.utils.math_utils import cdiv
 
-TESTED = ("0.26",)
+TESTED = ("0.26", "0.32")
 
 logger = init_logger("vllm.vtr")
 
 
-def wanted() -> dict[Callable[..., Any], tuple[str, ...]]:
-    """Return the functions of vLLM that the plug-in calls or overrides, with their parameters."""
+def wanted() -> dict[Callable[..., Any], tuple[tuple[str, ...], ...]]:
+    """Return the functions of vLLM that the plug-in calls or overrides, with their parameters in each tested version."""
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
     from vllm.v1.metrics.loggers import StatLoggerManager
@@ -27,32 +29,31 @@ def wanted() -> dict[Callable[..., Any], tuple[str, ...]]:
 
     attention = ("input_batch", "cudagraph_mode", "block_tables", "slot_mappings", "attn_groups", "kv_cache_config")
     blocks = ("request_id", "num_tokens")
+    schedule = ("request", "num_computed_tokens", "num_new_tokens", "encoder_compute_budget", "shift_computed_tokens")
+    needed = ("new_computed_blocks", "total_computed_tokens", "num_local_computed_tokens", "num_tokens_main_model")
+    allocate = (*blocks, *needed, "apply_admission_cap")
+    slots = ("idx_mapping", "query_start_loc", "positions", "num_tokens_padded", "out")
+    stats = ("spec_decoding_stats", "kv_connector_stats", "cudagraph_stats", "perf_stats")
+    attend = (*attention, "for_capture")
     return {
-        Scheduler._update_after_schedule: ("scheduler_output",),
-        Scheduler._try_schedule_encoder_inputs: (
-            *("request", "num_computed_tokens", "num_new_tokens", "encoder_compute_budget"),
-            "shift_computed_tokens",
+        Scheduler._update_after_schedule: (("scheduler_output",),),
+        Scheduler._try_schedule_encoder_inputs: (schedule,),
+        Scheduler.make_stats: (stats, (*stats, "ec_connector_stats")),
+        FullAttentionManager.get_num_blocks_to_allocate: (allocate, (*allocate, "prefill_end")),
+        FullAttentionManager.allocate_new_blocks: ((*blocks, "num_tokens_main_model"),),
+        FullAttentionManager.pop_blocks_for_free: (("request_id",),),
+        BlockTables.compute_slot_mappings: (slots,),
+        GPUModelRunner.initialize_kv_cache: (
+            ("kv_cache_config",),
+            ("kv_cache_config", "is_profiling", "kv_cache_allocation_context"),
         ),
-        FullAttentionManager.get_num_blocks_to_allocate: (
-            *(*blocks, "new_computed_blocks", "total_computed_tokens", "num_local_computed_tokens"),
-            *("num_tokens_main_model", "apply_admission_cap"),
-        ),
-        FullAttentionManager.allocate_new_blocks: (*blocks, "num_tokens_main_model"),
-        FullAttentionManager.pop_blocks_for_free: ("request_id",),
-        BlockTables.compute_slot_mappings: (
-            *("idx_mapping", "query_start_loc", "positions", "num_tokens_padded"),
-            "out",
-        ),
-        GPUModelRunner.initialize_kv_cache: ("kv_cache_config",),
-        KVConnector.post_forward: ("finished_req_ids", "wait_for_save"),
-        Scheduler.make_stats: ("spec_decoding_stats", "kv_connector_stats", "cudagraph_stats", "perf_stats"),
-        StatLoggerManager.record: ("scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"),
-        DefaultModelState.add_request: ("req_index", "new_req_data"),
+        KVConnector.post_forward: (("finished_req_ids", "wait_for_save"), ("finished_req_ids",)),
+        StatLoggerManager.record: (("scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"),),
+        DefaultModelState.add_request: (("req_index", "new_req_data"),),
         DefaultModelState.preprocess_state: (
-            *("input_batch", "block_tables", "kv_cache_config"),
-            "num_computed_tokens",
+            ("input_batch", "block_tables", "kv_cache_config", "num_computed_tokens"),
         ),
-        DefaultModelState.prepare_attn: (*attention, "for_capture"),
+        DefaultModelState.prepare_attn: (attend, (*attend, "ubatch_idx", "model_specific_attn_metadata")),
     }
 
 
@@ -63,35 +64,42 @@ def check() -> None:
         ValueError: A function of vLLM has other parameters than in the tested versions.
     """
     if not __version__.startswith(TESTED):
-        logger.warning("vtr is tested with vLLM %s; this is %s.", ", ".join(TESTED), __version__)
-    for function, parameters in wanted().items():
+        logger.warning("vtr is tested with vLLM %s; this is %s.", " and ".join(TESTED), __version__)
+    for function, expected in wanted().items():
         found = tuple(inspect.signature(function).parameters)[1:]
-        if found != parameters:
+        if found not in expected:
             raise ValueError(
-                f"vtr: {function.__qualname__} of vLLM {__version__} takes {found}, where {parameters} were expected: "
+                f"vtr: {function.__qualname__} of vLLM {__version__} takes {found}, where "
+                f"{' or '.join(map(str, expected))} were expected: "
                 f"install vLLM {' or '.join(TESTED)}, or a vllm-vtr for this version"
             )
 
 
 def extend_runner() -> None:
-    """Let the runner give its block tables to a model state that prunes, and report the seconds that this takes.
-
-    vLLM 0.26 does neither of itself.
-    """
+    """Let the runner report the seconds of a model state that prunes; in 0.26 also give it the block tables."""
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
     stock = GPUModelRunner.initialize_kv_cache
-    if hasattr(stock, "vtr") or not __version__.startswith("0.26"):
+    if hasattr(stock, "vtr"):
         return
 
-    def initialize_kv_cache(self: Any, kv_cache_config: Any) -> None:
-        stock(self, kv_cache_config)
-        if hasattr(self.model_state, "initialize_kv_cache"):
-            self.model_state.initialize_kv_cache(self.kv_cache_config, self.block_tables)
+    @wraps(stock)
+    def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        if hasattr(self.model_state, "scoring_seconds"):
             self.kv_connector = self.model_state.scoring_seconds
+            if __version__.startswith("0.26"):
+                self.model_state.initialize_kv_cache(self.kv_cache_config, self.block_tables)
 
     initialize_kv_cache.vtr = True  # type: ignore[attr-defined]
     GPUModelRunner.initialize_kv_cache = initialize_kv_cache
+
+
+def blocks_for(tables: Any, group: int, tokens: int) -> int:
+    """Return how many blocks in the table of a cache group hold so many tokens of a request."""
+    count = cdiv(tokens, tables.block_sizes[group])
+    # Before 0.32, a table may count smaller blocks than the scheduler does.
+    return count * tables.blocks_per_kv_block[group] if __version__.startswith("0.26") else count
 
 
 def uncompiled_methods(decoder: nn.Module) -> dict[CustomOp, Callable[..., Any]]:
