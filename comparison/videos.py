@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from comparison.cli import config_of
 from comparison.inspection import Inspection, StageRecorder
 from comparison.runs import DOWNSAMPLE, Run, run_of
 from strategy.backbone import find_backbone
+from strategy.evaluation.ahead import prepare_ahead
 from videollava.eval.video.matching import matches
 from videollava.eval.video.questions import Sample, read_samples
 from videollava.eval.video.run_inference_video_qa import Answerer
@@ -64,8 +66,9 @@ class Videos:
         samples, answers = self._samples(task, limit), []
         with strategy.prune(self._answerer.model, config_of(options)) as record:
             start = time.perf_counter()
-            for sample in tqdm(samples, desc="Answering", unit="question"):
-                answers += self._answerer([self._answerer.prepare(sample)])
+            with closing(prepare_ahead(self._answerer.prepare, samples)) as ready:
+                for prepared in tqdm(ready, total=len(samples), desc="Answering", unit="question"):
+                    answers += self._answerer([prepared])
             seconds = time.perf_counter() - start
         scores = tuple(float(matches(answer, sample.answer)) for answer, sample in zip(answers, samples, strict=True))
         return run_of(

@@ -25,7 +25,7 @@ from strategy.evaluation.resume import AnswerJournal
 # Settings that cannot change answers, and are ignored on resume; of the weights the content counts, not the path.
 IGNORED_ON_RESUME = (
     *("batch_size", "device", "device_map", "tensor_parallel", "zero_stage"),
-    *("resume_folder", "engine", "pretrained"),
+    *("prepare_ahead", "resume_folder", "engine", "pretrained"),
 )
 
 

@@ -3,6 +3,7 @@
 The module handles lmms-eval's documents and requests without importing lmms-eval.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -106,10 +107,11 @@ class VisualGuard:
         self.reasons: dict[tuple[Any, ...], str] = {}
         self.with_visuals: set[tuple[Any, ...]] = set()
         self._texts: dict[tuple[Any, ...], str] = {}
-        self._last_read: tuple[Any, ...] = ()
+        # Several threads may read documents, and each then calls the functions of its own request.
+        self._here = threading.local()
 
     def _remember(self, *document: Any) -> None:
-        self._last_read = document
+        self._here.last_read = document
 
     def splits(self, task_dict: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, GuardedSplit]]:
         """Return the guarded splits of all tasks."""
@@ -133,7 +135,7 @@ class VisualGuard:
 
         def read(document: Any) -> Any:
             # Models may call one request's function for a whole batch, so the document that was read last counts.
-            key, prepare = self._last_read, self._visuals if simple else self._messages
+            key, prepare = self._here.last_read, self._visuals if simple else self._messages
             if isinstance(document, Unreadable):
                 return self._refuse(key, f"its picture is unreadable ({document.reason})", simple)
             try:

@@ -176,4 +176,6 @@ def test_the_loss_of_an_unreadable_picture_is_infinite():
 def test_a_blank_line_cuts_no_answer(monkeypatch, until, expected):
     lm = load("enabled=False")
     monkeypatch.setattr(lm.tokenizer, "batch_decode", lambda *_, **__: ["one\n\ntwo. three"])
-    assert lm._generate(["What?"], [[]], {"until": until, "max_new_tokens": 1}) == [expected]
+    lm.task_dict = {"test": {"test": [{}]}}
+    request = ("What?", {"until": until, "max_new_tokens": 1}, lambda document: [], 0, "test", "test")
+    assert lm._generate(lm._prepare([request])) == [expected]

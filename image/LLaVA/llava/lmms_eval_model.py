@@ -1,7 +1,8 @@
 """The lmms-eval model `llava_vtr`: LLaVA-1.5, pruned by any strategy."""
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import closing
+from typing import Any, NamedTuple
 
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance
@@ -19,10 +20,11 @@ from llava.mm_utils import pad_left, place_pictures, process_images, tokenizer_i
 from llava.model.builder import load_pretrained_model, num_template_tokens, weight_folders
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
+from strategy.evaluation.ahead import DEFAULT_WORKERS, prepare_ahead
 from strategy.evaluation.lmms_model import PrunedModelMixin
 from strategy.evaluation.special_tokens import as_text
 from strategy.evaluation.visuals import Unreadable
-from strategy.options import check_names, count, flag
+from strategy.options import at_least, check_names, count, flag
 
 # What `--model_args` may hold besides the pruning options, with the defaults.
 ARGUMENTS: dict[str, Any] = {
@@ -36,6 +38,7 @@ ARGUMENTS: dict[str, Any] = {
     "conv_template": "vicuna_v1",
     "tensor_parallel": 1,
     "zero_stage": 0,
+    "prepare_ahead": DEFAULT_WORKERS,
     "resume_folder": None,
     "downsample": None,
     "model_name": None,
@@ -48,6 +51,27 @@ ARGUMENTS: dict[str, Any] = {
 WITHOUT_EFFECT = ("model_name", "truncation", "truncate_context", "tie_weights", "use_cache")
 DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
+
+
+class Batch(NamedTuple):
+    """Questions that are ready to be answered together.
+
+    ids, mask: the prompts, padded on the left [B, S]. pixels: all pictures [count, 3, side, side], if there are any.
+    arguments: those of the generation.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    pixels: Tensor | None
+    arguments: dict[str, Any]
+
+
+class Choice(NamedTuple):
+    """A choice that is ready to be scored: the token ids of its prompt [S], its own [L], and the pictures' pixels."""
+
+    prompt: Tensor
+    continuation: Tensor
+    pixels: Tensor | None
 
 
 class Loss(tuple[float, bool], GenerationResult):
@@ -122,6 +146,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
             if not str(options["batch_size"]).isdecimal() or int(options["batch_size"]) < 1:
                 raise ValueError(f"batch_size={options['batch_size']!r}: allowed is a whole number from 1 up")
             self.batch_size = int(options["batch_size"])
+            self.workers = at_least(0)("prepare_ahead", options["prepare_ahead"])
             tp_size = tensor_parallel.parse_tp_size(options["tensor_parallel"])
             sharded = zero.parse_zero_stage(options["zero_stage"], tp_size)
             processes.rank_timeout()
@@ -156,16 +181,26 @@ class LlavaVTR(PrunedModelMixin, lmms):
             [request.args for request in requests], lambda args: (-len(args[0]), args[0]), grouping=True
         )
         answers: list[str] = []
-        with tqdm(total=len(requests), desc="Model Responding", disable=self.rank != 0) as bar:
-            for chunk in collator.get_batched(n=self.batch_size):
-                contexts, arguments, doc_to_visual, doc_ids, tasks, splits = zip(*chunk, strict=True)
-                pictures = [
-                    to_visual(self.task_dict[task][split][doc_id])
-                    for to_visual, task, split, doc_id in zip(doc_to_visual, tasks, splits, doc_ids, strict=True)
-                ]
-                answers += self._generate(contexts, pictures, dict(arguments[0]))
-                bar.update(len(chunk))
+        chunks = collator.get_batched(n=self.batch_size)
+        with (
+            tqdm(total=len(requests), desc="Model Responding", disable=self.rank != 0) as bar,
+            closing(prepare_ahead(self._prepare, chunks, self.workers)) as batches,
+        ):
+            for batch in batches:
+                answers += self._generate(batch)
+                bar.update(len(batch.ids))
         return collator.get_original(answers)
+
+    def _prepare(self, chunk: Sequence[tuple[Any, ...]]) -> Batch:
+        """Read and prepare the prompts and pictures of requests, given by their arguments; any thread may do that."""
+        contexts, arguments, doc_to_visual, doc_ids, tasks, splits = zip(*chunk, strict=True)
+        pictures = [
+            to_visual(self.task_dict[task][split][doc_id])
+            for to_visual, task, split, doc_id in zip(doc_to_visual, tasks, splits, doc_ids, strict=True)
+        ]
+        prompts = [self._tokenize(text, len(own), None) for text, own in zip(contexts, pictures, strict=True)]
+        pixels = self._pixels([picture for own in pictures for picture in own])
+        return Batch(*pad_left(prompts), pixels, arguments[0])
 
     def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the part of each picture that the grid of its tokens covers."""
@@ -185,23 +220,24 @@ class LlavaVTR(PrunedModelMixin, lmms):
         return [Loss(answer) for answer in self.answer_requests(requests, self._score_all, (float("inf"), False))]
 
     def _score_all(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        results = []
-        for request in tqdm(requests, desc="Model Responding", disable=self.rank != 0):
-            context, doc_to_target, doc_to_visual, doc_id, task, split = request.args
-            document = self.task_dict[task][split][doc_id]
-            pictures = doc_to_visual(document)
-            if isinstance(document, Unreadable):
-                results.append((float("inf"), False))
-                continue
-            target = doc_to_target if isinstance(doc_to_target, str) else doc_to_target(document)
-            prompt = self._tokenize(context, len(pictures), None)
-            # Tasks begin a choice with a space, and the template has one already.
-            answer = target.lstrip()
-            continuation = self._tokenize(context, len(pictures), answer)[len(prompt) :].to(self.model.device)
-            if not len(continuation):
-                raise ValueError("nothing to score, the target is empty")
-            results.append(self._score(prompt, pictures, continuation))
-        return results
+        with closing(prepare_ahead(self._prepare_choice, requests, self.workers)) as choices:
+            bar = tqdm(choices, total=len(requests), desc="Model Responding", disable=self.rank != 0)
+            return [self._score(choice) if choice else (float("inf"), False) for choice in bar]
+
+    def _prepare_choice(self, request: Instance) -> Choice | None:
+        """Read and prepare what a request asks to be scored; return None if its document is unreadable."""
+        context, doc_to_target, doc_to_visual, doc_id, task, split = request.args
+        document = self.task_dict[task][split][doc_id]
+        pictures = doc_to_visual(document)
+        if isinstance(document, Unreadable):
+            return None
+        target = doc_to_target if isinstance(doc_to_target, str) else doc_to_target(document)
+        prompt = self._tokenize(context, len(pictures), None)
+        # Tasks begin a choice with a space, and the template has one already.
+        continuation = self._tokenize(context, len(pictures), target.lstrip())[len(prompt) :]
+        if not len(continuation):
+            raise ValueError("nothing to score, the target is empty")
+        return Choice(prompt, continuation, self._pixels(pictures))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Raise NotImplementedError, since LLaVA-1.5 is evaluated in single turns."""
@@ -217,9 +253,8 @@ class LlavaVTR(PrunedModelMixin, lmms):
     def _pixels(self, pictures: Sequence[Image.Image]) -> Tensor | None:
         return process_images(list(pictures), self.image_processor, self.model.config) if pictures else None
 
-    def _generate(
-        self, contexts: Sequence[str], pictures: Sequence[list[Image.Image]], arguments: dict[str, Any]
-    ) -> list[str]:
+    def _generate(self, batch: Batch) -> list[str]:
+        arguments = dict(batch.arguments)
         until = arguments.pop("until", [])
         # Where a task names no stop, lmms-eval names a blank line, which would cut an answer of several paragraphs.
         stops = [stop for stop in ([until] if isinstance(until, str) else until or []) if stop and stop != "\n\n"]
@@ -231,12 +266,10 @@ class LlavaVTR(PrunedModelMixin, lmms):
             options["temperature"] = temperature
         else:
             options.pop("top_p", None)
-        prompts = [self._tokenize(text, len(own), None) for text, own in zip(contexts, pictures, strict=True)]
-        ids, mask = pad_left(prompts)
         new = self.model.generate(
-            ids,
-            images=self._pixels([picture for own in pictures for picture in own]),
-            attention_mask=mask,
+            batch.ids,
+            images=batch.pixels,
+            attention_mask=batch.mask,
             do_sample=sample,
             pad_token_id=self.tokenizer.pad_token_id or 0,
             **{"max_new_tokens": 1024} | options,
@@ -247,10 +280,9 @@ class LlavaVTR(PrunedModelMixin, lmms):
         return [text.strip() for text in texts]
 
     @torch.no_grad()
-    def _score(self, prompt: Tensor, pictures: list[Image.Image], continuation: Tensor) -> tuple[float, bool]:
-        embeddings, mask, layout = self.model.embed_prompts(
-            prompt[None].to(self.model.device), None, self._pixels(pictures)
-        )
+    def _score(self, choice: Choice) -> tuple[float, bool]:
+        prompt, continuation = choice.prompt.to(self.model.device), choice.continuation.to(self.model.device)
+        embeddings, mask, layout = self.model.embed_prompts(prompt[None], None, choice.pixels)
         cache = DynamicCache()
         first = self.model(
             inputs_embeds=embeddings, attention_mask=mask, visual_layout=layout, past_key_values=cache, use_cache=True

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import strategy
 from llava.mm_utils import pad_left
 from strategy.config import ALIASES, describe_options, strategy_options
 from strategy.distributed import collectives, processes, watchdog
+from strategy.evaluation.ahead import DEFAULT_WORKERS, prepare_ahead
 from strategy.evaluation.lmms_model import IGNORED_ON_RESUME, what_answers_depend_on
 from strategy.evaluation.questions import concerns_the_model
 from strategy.evaluation.special_tokens import as_text
@@ -32,6 +34,9 @@ TEMPLATE = "llava_v1"
 MAX_NEW_TOKENS = 1024
 INCOMPLETE = 3  # exit status of a run that left something out
 
+Prepared = tuple[Tensor, Tensor]
+"""The token ids [L] and the video [3, T, side, side] of a question."""
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; the pruning options that are not given are absent, but for `vtr_enabled`."""
@@ -44,6 +49,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--num_chunks", type=int, default=1, help="parts the questions are split into")
     data.add_argument("--chunk_idx", type=int, default=0, help="the part to answer; the last to end joins them all")
     data.add_argument("--batch_size", type=int, default=1, help="questions answered at a time")
+    data.add_argument(
+        "--prepare_ahead",
+        type=int,
+        default=DEFAULT_WORKERS,
+        help="threads that read and decode the next videos; 0: none",
+    )
     data.add_argument("--strict", action="store_true", help="stop at the first question that cannot be answered")
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", required=True, help="folder for the answers")
@@ -119,8 +130,8 @@ class Answerer:
         self.limit = model_max_length or context
         self.video_dir = video_dir
 
-    def prepare(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Return the token ids [L] and the video [3, T, side, side] of a question.
+    def prepare(self, sample: Sample) -> Prepared:
+        """Read and prepare a question; any thread may do that.
 
         Raises:
             ValueError: The video is missing, it cannot be decoded, or the prompt is too long.
@@ -137,8 +148,22 @@ class Answerer:
             raise ValueError(f"the prompt has {prompt} tokens, --model_max_length allows {self.limit}")
         return ids, video
 
+    def prepare_each(self, samples: Sequence[Sample]) -> list[Prepared | ValueError]:
+        """Prepare questions; the error that prevents one stands in its place.
+
+        Raises:
+            Exception: What concerns the model itself.
+        """
+        prepared: list[Prepared | ValueError] = []
+        for sample in samples:
+            try:
+                prepared.append(self.prepare(sample))
+            except Exception as error:
+                prepared.append(explained(error))
+        return prepared
+
     @torch.inference_mode()
-    def __call__(self, prepared: Sequence[tuple[Tensor, Tensor]]) -> list[str]:
+    def __call__(self, prepared: Sequence[Prepared]) -> list[str]:
         """Return the answers to prepared questions, as one batch."""
         prompts, videos = zip(*prepared, strict=True)
         ids, mask = pad_left(prompts)
@@ -155,25 +180,38 @@ class Answerer:
         rows = [row[:length] for row, length in zip(new, max_new, strict=True)]
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
-    def answer(self, samples: Sequence[Sample]) -> list[str | ValueError]:
+    def answer(self, prepared: Sequence[Prepared | ValueError]) -> list[str | ValueError]:
         """Return for each question its answer, or the error that prevents one.
+
+        Args:
+            prepared: The questions, as `prepare_each` returns them.
 
         Raises:
             Exception: What concerns the model itself.
         """
-        try:
-            return list(self([self.prepare(sample) for sample in samples]))
-        except Exception as error:
-            if concerns_the_model(error):
-                raise
-            # One by one, only the question that fails stays without an answer.
-            if len(samples) > 1:
-                return [self.answer([sample])[0] for sample in samples]
-            return [ValueError(one_line(error))]
+        if len(prepared) == 1 and isinstance(prepared[0], ValueError):
+            return [prepared[0]]
+        ready = [each for each in prepared if not isinstance(each, ValueError)]
+        if len(ready) == len(prepared):
+            try:
+                return list(self(ready))
+            except Exception as error:
+                failure = explained(error)
+            if len(prepared) == 1:
+                return [failure]
+        # One by one, only the question that fails stays without an answer.
+        return [self.answer([each])[0] for each in prepared]
+
+
+def explained(error: Exception) -> ValueError:
+    """Return an error about a question with its message in one line; raise it if it concerns the model itself."""
+    if concerns_the_model(error):
+        raise error
+    return ValueError(one_line(error))
 
 
 def answer_all(
-    answerer: Answerer, waiting: list[Sample], answers: AnswerFile, batch_size: int, strict: bool
+    answerer: Answerer, waiting: list[Sample], answers: AnswerFile, batch_size: int, strict: bool, workers: int
 ) -> list[LeftOut]:
     """Answer questions, in order, and add the answers to a file that may hold others.
 
@@ -183,6 +221,7 @@ def answer_all(
         answers: The file.
         batch_size: How many questions are answered at a time.
         strict: Whether the first question that cannot be answered ends the run.
+        workers: How many threads prepare the questions of the next batches, see `prepare_ahead`.
 
     Returns:
         What could not be answered.
@@ -193,11 +232,14 @@ def answer_all(
     left_out = []
     right, done = sum(matches(entry["pred"], entry["answer"]) for entry in answers.done.values()), len(answers.done)
     hidden = processes.rank() > 0
-    with tqdm(total=done + len(waiting), initial=done, disable=hidden, desc="Answering", unit="question") as bar:
-        for start in range(0, len(waiting), batch_size):
+    batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
+    with (
+        tqdm(total=done + len(waiting), initial=done, disable=hidden, desc="Answering", unit="question") as bar,
+        closing(prepare_ahead(answerer.prepare_each, batches, workers)) as prepared,
+    ):
+        for batch in batches:
             watchdog.heartbeat()
-            batch = waiting[start : start + batch_size]
-            for sample, answer in zip(batch, answerer.answer(batch), strict=True):
+            for sample, answer in zip(batch, answerer.answer(next(prepared)), strict=True):
                 if isinstance(answer, str):
                     answers.add(sample, answer)
                     right += matches(answer, sample.answer)
@@ -250,6 +292,8 @@ def run(options: argparse.Namespace) -> tuple[AnswerFile, list[LeftOut], strateg
         raise ValueError(f"{left_out[0].reason} (--strict)")
     if options.batch_size < 1:
         raise ValueError(f"--batch_size {options.batch_size}: allowed is a whole number from 1 up")
+    if options.prepare_ahead < 0:
+        raise ValueError(f"--prepare_ahead {options.prepare_ahead}: allowed is a whole number from 0 up")
     samples = chunk(samples[: options.num_samples], options.num_chunks, options.chunk_idx)
     name = chunk_name(options.output_name, options.num_chunks, options.chunk_idx)
     answers, done = open_answers(Path(options.output_dir), name, run_settings(options, config))
@@ -260,7 +304,7 @@ def run(options: argparse.Namespace) -> tuple[AnswerFile, list[LeftOut], strateg
         answerer = Answerer(**{name: getattr(options, name) for name in names})
         own = waiting[processes.rank() :: processes.world_size()]
         with strategy.prune(answerer.model, config) as record:
-            failed = answer_all(answerer, own, answers, options.batch_size, options.strict)
+            failed = answer_all(answerer, own, answers, options.batch_size, options.strict, options.prepare_ahead)
         if processes.rank():
             answers.close()
         everyone = collectives.gather([astuple(item) for item in failed])
