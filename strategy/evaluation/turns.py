@@ -7,6 +7,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+import torch
+
 from strategy.evaluation.ahead import THREAD_NAME
 
 T = TypeVar("T")
@@ -97,7 +99,9 @@ def take_turns(function: Callable[[T, Turn], R], items: Iterable[T], workers: in
         return result.result()
 
     begun: deque[tuple[Turn, Future[R]]] = deque()
-    pool = ThreadPoolExecutor(workers + 1, THREAD_NAME)  # one more, for the call whose turn it is
+    # Each thread has a current device of its own.
+    enter = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_initialized() else None
+    pool = ThreadPoolExecutor(workers + 1, THREAD_NAME, enter)  # one more, for the call whose turn it is
     try:
         for item in items:
             turn = Turn()

@@ -32,8 +32,8 @@ def test_each_option_is_a_setting_of_its_own(tmp_path):
 
 
 def test_what_cannot_change_answers_is_no_setting(tmp_path):
-    plain = settings(tmp_path, VTRConfig())
-    assert plain == settings(tmp_path, VTRConfig(engine="eager"), batch_size=8, device="cpu", zero_stage=3)
+    plain, other = settings(tmp_path, VTRConfig()), {"batch_size": 8, "device": "cpu", "zero_stage": 3}
+    assert plain == settings(tmp_path, VTRConfig(engine="eager"), prepare_ahead=0, **other)
     assert plain != settings(tmp_path, VTRConfig(), conv_template="other")
 
 

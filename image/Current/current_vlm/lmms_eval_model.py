@@ -102,6 +102,7 @@ class InternVLVTR(PrunedWrapper, InternVLHf):
     model_classes: ClassVar = {"internvl": InternVLForConditionalGeneration}
     rename = renamed
     catches_errors = True
+    sorts_messages = False
     readers: ClassVar = PLAIN | {"batch_size": one, "min_patches": whole(1), "max_patches": whole(1)}
 
 
@@ -121,6 +122,7 @@ class LlavaHFVTR(PrunedWrapper, LlavaHf):
     model_classes: ClassVar = {"llava": LlavaForConditionalGeneration}
     rename = renamed
     catches_errors = True
+    sorts_messages = False
     readers: ClassVar = PLAIN | {"batch_size": one}
 
     @property

@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,26 +14,33 @@ import torch
 from accelerate import PartialState
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils import gen_metrics
+from lmms_eval.utils import Collator
+from loguru import logger
 from PIL import Image
 from safetensors import SafetensorError
+from tqdm import tqdm
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 import strategy
 from qwen_vl_vtr.arguments import choose_devices, read_arguments
 from qwen_vl_vtr.checkpoint import CONFIG_ERRORS, Rename, check_checkpoint
+from qwen_vl_vtr.stock_loop import StockLoop
 from qwen_vl_vtr.videos import VideoFiles
 from strategy.backbone import find_backbone
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
+from strategy.evaluation.ahead import DEFAULT_WORKERS
 from strategy.evaluation.checkpoint_files import find_folder
 from strategy.evaluation.downsampling import nearest_grid
 from strategy.evaluation.lmms_model import PrunedModelMixin
 from strategy.evaluation.pictures import to_rgb
 from strategy.evaluation.special_tokens import as_text
-from strategy.options import Read, check_names, count, flag
+from strategy.evaluation.turns import take_turns
+from strategy.options import Read, at_least, check_names, count, flag
 
 IMAGE_MARK = "<image>"
-OWN_ARGUMENTS = ("tensor_parallel", "zero_stage", "resume_folder", "downsample")
+OWN_ARGUMENTS = ("tensor_parallel", "zero_stage", "prepare_ahead", "resume_folder", "downsample")
 FEWEST_TOKENS = 4  # qwen_vl_utils enlarges pictures of fewer
 MAX_ASPECT = 200  # the ratio of a picture's sides up to which the image processors of all Qwen-VL take it
 
@@ -42,14 +49,15 @@ class PrunedWrapper(PrunedModelMixin, lmms):
     """A mixin: list it before one of lmms-eval's wrappers among the bases of a class.
 
     Args:
-        arguments: Those of the wrapper; `tensor_parallel`, `zero_stage`, `resume_folder` and `downsample`; and the
-            options of `strategy.VTRConfig`, these also with `vtr_` in front. The default device is CUDA if there is
-            one, otherwise the CPU, where the model runs in float32.
+        arguments: Those of the wrapper; OWN_ARGUMENTS; and the options of `strategy.VTRConfig`, these also with
+            `vtr_` in front. The default device is CUDA if there is one, otherwise the CPU, where the model runs in
+            float32.
 
     Attributes:
         model_classes: The classes that transformers has for the family's models, by the `model_type` of a checkpoint.
         transposed, rename: As for `check_checkpoint`.
         catches_errors: Whether the wrapper answers with an empty text if `generate` fails, and goes on.
+        sorts_messages: Whether the wrapper of a chat model sorts its requests.
         readers: The reader of each argument that the wrapper takes as it comes.
 
     Raises:
@@ -60,6 +68,7 @@ class PrunedWrapper(PrunedModelMixin, lmms):
     transposed: tuple[str, ...] = ()
     rename: ClassVar[Rename | None] = None
     catches_errors = False
+    sorts_messages = True
     _error: Exception | None = None
     readers: ClassVar[Mapping[str, Read]]
 
@@ -76,6 +85,7 @@ class PrunedWrapper(PrunedModelMixin, lmms):
                 arguments["trust_remote_code"] = False
             tp_size = tensor_parallel.parse_tp_size(arguments.pop("tensor_parallel", 1))
             sharded = zero.parse_zero_stage(arguments.pop("zero_stage", 0), tp_size)
+            workers = at_least(0)("prepare_ahead", arguments.pop("prepare_ahead", DEFAULT_WORKERS))
             processes.rank_timeout()
             pretrained = arguments.get("pretrained", defaults["pretrained"])
             folder = find_folder(pretrained)
@@ -105,6 +115,8 @@ class PrunedWrapper(PrunedModelMixin, lmms):
             self.distribute_and_attach(self.model, decoder, config, tp_size, sharded, journal)
             if self.catches_errors:
                 self.model.generate = partial(self._generate, self.model.generate)
+            self.workers, self._video_files = workers, VideoFiles()
+            self._stock_loop = StockLoop(self)
         except (ValueError, OSError, ImportError) as error:
             # lmms-eval would print a traceback of its own around the sentence.
             raise SystemExit(f"{self.model_id}: {_reason(error, arguments, pretrained)}") from None
@@ -155,10 +167,6 @@ class PrunedWrapper(PrunedModelMixin, lmms):
     def prepare_video(self, file: Path) -> str:
         return self._video_files.readable(file, self.readable_frames)
 
-    @cached_property
-    def _video_files(self) -> VideoFiles:
-        return VideoFiles()
-
     def readable_frames(self, count: int) -> int:
         """Return how many frames a video must have so that the wrapper can read it, given that it has `count`."""
         return max(count, 2)
@@ -188,15 +196,44 @@ class PrunedWrapper(PrunedModelMixin, lmms):
         indices_by_task: dict[tuple[str, str], list[int]] = {}
         for index, request in enumerate(requests):
             indices_by_task.setdefault(tuple(request.args[-2:]), []).append(index)
+        parts = list(indices_by_task.values())
+        if self.workers:
+            parts = [batch for indices in parts for batch in self._batches(requests, indices)]
+        asked = ([requests[index] for index in part] for part in parts)
+        if self.workers:
+            answered = take_turns(self._stock_loop, asked, self.workers)
+        else:
+            answered = (self.answer_as_stock(own) for own in asked)
+        bar = tqdm(total=len(requests), desc="Model Responding", disable=not self.workers or self.rank != 0)
         answers: list[Any] = [""] * len(requests)
-        for indices in indices_by_task.values():
-            own = super().generate_until([requests[index] for index in indices])
-            if (error := self._error) is not None:
-                self._error = None
-                raise error
-            for index, answer in zip(indices, own, strict=True):
-                answers[index] = answer
+        with bar, quiet_metrics(), closing(answered):
+            for part in parts:
+                own = next(answered)
+                if (error := self._error) is not None:
+                    self._error = None
+                    raise error
+                for index, answer in zip(part, own, strict=True):
+                    answers[index] = answer
+                bar.update(len(part))
         return answers
+
+    def answer_as_stock(self, requests: list[Instance]) -> list[Any]:
+        """Answer requests of one task as the wrapper does."""
+        own: list[Any] = super().generate_until(requests)
+        return own
+
+    def _batches(self, requests: list[Instance], indices: list[int]) -> Iterator[list[int]]:
+        """Yield the batches that the wrapper makes of the requests of a task, by number, in its order."""
+        place = 1 if self.is_simple else 2  # of the generation arguments
+
+        def order(index: int) -> Any:
+            text = requests[index].args[0]
+            if self.is_simple:
+                return -len(self.tokenizer.encode(text)), text
+            return text if self.sorts_messages else 0
+
+        collator = Collator(indices, order, lambda index: requests[index].args[place], grouping=True)
+        yield from collator.get_batched(n=self.batch_size)
 
 
 class PrunedQwen(PrunedWrapper):
@@ -249,6 +286,16 @@ class PrunedQwen(PrunedWrapper):
             )
         if len(places) < visuals:
             self.log("WARNING", f"{text[:60]!r} has a place <image N> for only {len(places)} of its {visuals} visuals")
+
+
+@contextmanager
+def quiet_metrics() -> Iterator[None]:
+    """Keep lmms-eval from logging what each batch took."""
+    logger.disable(gen_metrics.__name__)
+    try:
+        yield
+    finally:
+        logger.enable(gen_metrics.__name__)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Videos in a form that lmms-eval's wrappers of the Qwen models can read."""
 
+import itertools
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,7 @@ class VideoFiles:
 
     def __init__(self) -> None:
         self._folder = TemporaryDirectory(prefix="videos-")
-        self._count = 0
+        self._numbers = itertools.count(1)  # which threads share
 
     def readable(self, file: Path, wanted: Callable[[int], int]) -> str:
         """Return the path of a video that the wrappers can read.
@@ -45,8 +46,7 @@ class VideoFiles:
         return str(link)
 
     def _new_name(self, extension: str) -> Path:
-        self._count += 1
-        return Path(self._folder.name) / f"{self._count}{extension}"
+        return Path(self._folder.name) / f"{next(self._numbers)}{extension}"
 
     def _copied(self, file: Path, wanted: Callable[[int], int]) -> Path:
         """Copy a video without loss, with frames repeated evenly up to the number that is wanted."""
