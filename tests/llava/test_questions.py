@@ -1,6 +1,7 @@
 """Questions of any kind, asked through lmms-eval."""
 
 import pytest
+from ahead_checks import *  # noqa: F403
 from lmms_checks import CHECKPOINTS, Wrapper
 from question_checks import *  # noqa: F403
 
