@@ -5,14 +5,17 @@ import sys
 
 import pytest
 import torch
+from ahead_checks import requests, watch
 from current_checkpoints import save
 from lmms_checks import CHECKPOINTS, ROOT, Wrapper
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
+from question_checks import Question, texts
 from transformers import AutoModelForImageTextToText
 
 import strategy
 from comparison import look
+from strategy.evaluation.turns import Turn
 
 # The models with the family whose tiny checkpoint they load, and the forms they have.
 MODELS = {
@@ -25,6 +28,7 @@ MODELS = {
     "llava_onevision_vtr": ("llava_onevision", (True, False)),
 }
 FORMS = [(name, simple) for name, (_, forms) in MODELS.items() for simple in forms]
+ONE_BY_ONE = ("internvl_vtr", "llava_hf_vtr", "llava_next_vtr", "llava_onevision_vtr")
 QUESTIONS = 2
 PRUNE = {"strategy": "fastv", "prune_layer": 4}
 
@@ -97,6 +101,26 @@ def test_the_record_shows_the_prune_and_the_answers_are_those_of_python(folder, 
             assert torch.equal(model.generate(**own), theirs)
     assert run.samples == QUESTIONS
     assert len(answers) == QUESTIONS
+
+
+@pytest.mark.parametrize(("name", "simple"), FORMS)
+def test_what_is_prepared_ahead_has_the_batches_and_the_order_of_the_stock_loop(folder, name, simple, monkeypatch):
+    rows = Wrapper("", CHECKPOINTS, "shapes_varied").questions.select(range(5))
+    documents = [
+        Question([row["image"].resize((60, 44))], question=row["question"] + " Please." * (n % 3))
+        for n, row in enumerate(rows)
+    ]
+    waited, wait = [], Turn.wait
+    monkeypatch.setattr(Turn, "wait", lambda turn: waited.append(turn) or wait(turn))
+    seen = []
+    for workers in (0, 2):
+        batch = {} if name in ONE_BY_ONE else {"batch_size": 2}
+        lm = load(folder, name, simple, prepare_ahead=workers, **batch)
+        asked = watch(lm)
+        seen.append((texts(lm.generate_until(requests(lm, documents))), asked, lm.record.kept_sum))
+        assert (lm.record.samples, lm.totals.unanswered) == (5, 0)
+        assert len(set(waited)) == (len(asked) if workers else 0)
+    assert seen[0] == seen[1]
 
 
 def test_a_failure_that_the_wrapper_only_logs_is_named(folder, caplog):
