@@ -133,6 +133,7 @@ def test_each_picture_keeps_its_share_of_its_own_tokens(wrapper):
         ("vtr_strategy=nothing", "strategy='nothing': allowed are"),
         ("resume_folder=", "resume_folder= is empty: name a folder"),
         ("resume_folder=/dev/null", "resume_folder=/dev/null: no folder can be made there"),
+        ("prepare_ahead=many", "prepare_ahead='many': allowed is a whole number from 0 up"),
         ("downsample=0", "downsample=0: allowed is a whole number from 1 up"),
         ("zero_stage=3", "zero_stage=3: want several processes started together, not 1"),
         ("tensor_parallel=2", "tensor_parallel=2: want 2 processes started together or a multiple of it, not 1"),
@@ -243,7 +244,12 @@ def test_the_command_line_writes_results_and_says_what_was_kept(wrapper, tmp_pat
 
 
 def test_the_documents_are_understood_and_complete(wrapper, monkeypatch):
-    allowed = {"tensor_parallel", "zero_stage", *inspect.signature(get_model(wrapper.stock).__init__).parameters}
+    allowed = {
+        "tensor_parallel",
+        "zero_stage",
+        "prepare_ahead",
+        *inspect.signature(get_model(wrapper.stock).__init__).parameters,
+    }
     for words in evaluations(wrapper.name):
         monkeypatch.setattr(sys, "argv", ["lmms_eval", *words])
         _, options = parse_eval_args()

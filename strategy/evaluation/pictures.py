@@ -1,6 +1,7 @@
 """One way to open a picture, and one way to turn it into RGB, for every model and command."""
 
 import io
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ WIDE_MODES = ("I", "F")  # and those that begin with "I;": their values go beyon
 LARGEST_16_BIT = 65535.0
 UPRIGHT = 1  # EXIF's orientation of a picture that is not to be turned
 WHITE = (255, 255, 255)
+LOCKS = [threading.Lock() for _ in range(61)]
 
 
 def open_picture(file: str | Path | io.BytesIO) -> Image.Image:
@@ -43,7 +45,16 @@ def check_picture(picture: Image.Image) -> None:
     """
     if is_animated(picture):
         raise ValueError(f"an animated picture of {getattr(picture, 'n_frames', 2)} frames, want one frame or a video")
-    picture.load()
+    with lock_of(picture):
+        picture.load()
+
+
+def lock_of(picture: Image.Image) -> threading.Lock:
+    """Return the lock that is held while a picture is decoded, since several questions may be about one picture.
+
+    Pillow's pictures can be read by several threads only once they are decoded. Different pictures seldom share a lock.
+    """
+    return LOCKS[id(picture) // 16 % len(LOCKS)]
 
 
 def is_animated(picture: Any) -> bool:
@@ -60,7 +71,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     Raises:
         ValueError: The picture has values that are not finite, or a mode that cannot be converted.
     """
-    with suppress(Exception):  # broken EXIF data are no reason to lose the picture
+    with suppress(Exception), lock_of(picture):  # broken EXIF data are no reason to lose the picture
         if picture.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
             picture = ImageOps.exif_transpose(picture)
     if picture.mode in WIDE_MODES or picture.mode.startswith("I;"):

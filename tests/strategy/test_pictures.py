@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from strategy.evaluation.pictures import open_picture, picture_in, to_rgb
+from strategy.evaluation.pictures import check_picture, lock_of, open_picture, picture_in, to_rgb
 
 LEVELS = np.arange(256).reshape(16, 16)
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "RGBa", "La")
@@ -79,6 +79,26 @@ def test_a_picture_is_turned_as_its_exif_data_say(orientation):
     turned = to_rgb(opened)
     assert turned.size == ((40, 20) if orientation < 5 else (20, 40))
     assert to_rgb(turned).size == turned.size
+
+
+def test_a_picture_is_decoded_and_its_exif_data_are_read_by_one_thread_at_a_time():
+    held = []
+
+    class Watched(Image.Image):
+        def load(self):
+            held.append(lock_of(self).locked())
+            return super().load()
+
+        def getexif(self):
+            held.append(lock_of(self).locked())
+            return super().getexif()
+
+    picture = Watched()
+    picture.im, picture._size, picture._mode = Image.core.fill("RGB", (4, 4), 0), (4, 4), "RGB"
+    check_picture(picture)
+    assert to_rgb(picture) is picture
+    assert held == [True, True]
+    assert not lock_of(picture).locked()
 
 
 def test_broken_exif_data_cost_nothing():

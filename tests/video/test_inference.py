@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 from documents import scripts
 from launching import call
 
@@ -21,8 +23,9 @@ import strategy
 import world
 from strategy import options as read
 from strategy import registry
+from strategy.evaluation.ahead import THREAD_NAME
 from videollava.eval.video import eval_video_qa, run_inference_video_qa
-from videollava.eval.video.run_inference_video_qa import parse, run_settings
+from videollava.eval.video.run_inference_video_qa import Answerer, parse, run_settings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "video/Video-LLaVA"
@@ -113,6 +116,7 @@ def test_what_cannot_be_answered_is_listed_and_shifts_nothing(run_here, tmp_path
     assert "left out: clip000_0 clip000: no video clip000" in done.stderr
     strict = run_here(command(tmp_path / "strict", *PRUNED, "--strict", data=data))
     assert strict.returncode == 1
+    assert not threads()
     assert "entry 2: a str" in strict.stderr
     assert "Traceback" not in strict.stderr
 
@@ -128,6 +132,63 @@ def test_a_batch_gives_the_same_file_and_shifts_nothing(run_here, tmp_path, whol
     assert done.returncode == 3
     lines = whole[1].splitlines(keepends=True)
     assert (tmp_path / "out/pred.json").read_bytes() == lines[0] + lines[2] + lines[3]
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_next_videos_are_prepared_by_other_threads_and_the_file_is_the_same(
+    run_here, tmp_path, whole, monkeypatch, workers
+):
+    prepare, answer, here = Answerer.prepare, Answerer.__call__, threading.current_thread()
+    prepared, begun, asked, readers = threading.Semaphore(0), [], [], set()
+
+    def prepared_here(self, sample):
+        begun.append(sample.id)
+        readers.add(threading.current_thread())
+        result = prepare(self, sample)
+        prepared.release()
+        return result
+
+    def answered_here(self, ready):
+        asked.append(threading.current_thread())
+        if len(asked) == 1:
+            for _ in range(1 + workers):
+                assert prepared.acquire(timeout=60)
+        assert len(begun) <= len(asked) + workers
+        return answer(self, ready)
+
+    monkeypatch.setattr(Answerer, "prepare", prepared_here)
+    monkeypatch.setattr(Answerer, "__call__", answered_here)
+    done = run_here(command(tmp_path, *PRUNED, "--prepare_ahead", workers))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "pred.json").read_bytes() == whole[1]
+    assert asked == [here] * COUNT
+    assert (here in readers) == (workers == 0)
+    assert not threads()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_what_ends_the_script_loses_no_answer_and_leaves_no_thread(run_here, tmp_path, whole, monkeypatch, error):
+    answer, asked = Answerer.__call__, []
+
+    def interrupted(self, ready):
+        asked.append(ready)
+        if len(asked) == 3:
+            raise error
+        return answer(self, ready)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Answerer, "__call__", interrupted)
+        with pytest.raises(error):
+            run_here(command(tmp_path, *PRUNED, "--prepare_ahead", 3))
+    assert not threads()
+    lines = whole[1].splitlines(keepends=True)
+    assert (tmp_path / "pred.json").read_bytes() == b"".join(lines[:2])
+    assert run_here(command(tmp_path, *PRUNED, "--prepare_ahead", 1)).returncode == 0
+    assert (tmp_path / "pred.json").read_bytes() == whole[1]
 
 
 def test_chunks_join_and_a_changed_budget_is_refused(run_here, tmp_path, whole):
@@ -150,6 +211,7 @@ def test_chunks_join_and_a_changed_budget_is_refused(run_here, tmp_path, whole):
         (("--model_max_length", "100"), "the prompt has"),
         (("--num_chunks", "2", "--chunk_idx", "2"), "chunk_idx goes from 0"),
         (("--batch_size", "0"), "allowed is a whole number from 1 up"),
+        (("--prepare_ahead", "-1"), "--prepare_ahead -1: allowed is a whole number from 0 up"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(run_here, tmp_path, more, words):
@@ -264,9 +326,11 @@ def test_documented_python_runs():
     assert "clse: prune layers [3], 2056 visual tokens kept 194" in summary
 
 
-def test_runs_with_another_engine_share_their_answers_and_others_do_not(tmp_path):
+def test_runs_with_another_engine_or_other_threads_share_their_answers_and_others_do_not(tmp_path):
     options = parse(command(tmp_path)[2:])
     settings = lambda **own: run_settings(options, strategy.VTRConfig(**own))  # noqa: E731
+    other = parse(command(tmp_path, "--prepare_ahead", options.prepare_ahead + 1)[2:])
+    assert run_settings(other, strategy.VTRConfig()) == settings()
     assert settings(engine="graph") == settings(engine="eager")
     assert settings(enabled=False, engine="graph") == settings(enabled=False)
     assert settings(keep_tokens=64) != settings(keep_tokens=194)
