@@ -1,7 +1,8 @@
-"""What a backbone's file says about its models and prompts."""
+"""What a backbone's file says about its models, prompts and pictures."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,23 @@ class Prompt(NamedTuple):
     tokens: int
 
 
+class Preparation(NamedTuple):
+    """How prompts come from pictures or clips on disk.
+
+    Attributes:
+        suffix: With which a file's name ends.
+        write: Writes a file of random colours, given its path and a seed.
+        prepare: Returns the arguments of `generate` on the CPU, given the files of a batch, as the lmms-eval model or
+            the video script prepares them. The text is that of the case.
+        tokenizer: Which decodes the answers, see `words.word_tokenizer`.
+    """
+
+    suffix: str
+    write: Callable[[Path, int], None]
+    prepare: Callable[[Sequence[Path]], dict[str, Any]]
+    tokenizer: Any
+
+
 class Family(NamedTuple):
     """Creates a backbone's model and prompt on torch's default device.
 
@@ -32,11 +50,13 @@ class Family(NamedTuple):
         create: Returns a model, given its dtype and whether it shall be small.
         prompt: Returns a prompt, given the model and the dtype of the pixels.
         argument: The argument of `generate` for token ids.
+        preparation: Returns how prompts are prepared, given the model and the token ids of its prompt.
     """
 
     create: Callable[[torch.dtype, bool], Any]
     prompt: Callable[[Any, torch.dtype], Prompt]
     argument: str
+    preparation: Callable[[Any, Sequence[int]], Preparation]
 
 
 def text_ids(count: int, end: int) -> list[int]:

@@ -3,11 +3,20 @@
 # Each backbone has an environment of its own, so what a builder needs is imported in it.
 # ruff: noqa: PLC0415
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.families import LAYERS, Prompt, text_ids
+from benchmarks.families import LAYERS, Preparation, Prompt, text_ids
+from benchmarks.visual_files import write_clip, write_picture
+from benchmarks.words import spelled, word_tokenizer
+from strategy.evaluation.pictures import open_picture
+
+PICTURE = (640, 480)  # pixels of a picture on disk
 
 
 def _llama_config(small: bool, **fields: Any) -> Any:
@@ -67,7 +76,7 @@ def create_llava(dtype: torch.dtype, small: bool) -> Any:
     from llava.model import LlavaLlamaForCausalLM
     from llava.model.vision_tower import CLIPVisionTower
 
-    config, own = _llama_config(small), _clip_config(12 if small else 24, small)
+    config, own = _llama_config(small, image_aspect_ratio="pad"), _clip_config(12 if small else 24, small)
     model = LlavaLlamaForCausalLM._from_config(config, torch_dtype=dtype, attn_implementation="sdpa")
     size = own.image_size
     processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
@@ -106,6 +115,51 @@ def video_prompt(model: Any, dtype: torch.dtype) -> Prompt:
     # A class token comes before the patches of each frame.
     pixels = [torch.randn(3, frames, size, size, dtype=dtype)]
     return _llama_prompt(model, (35, frames, 32), frames * (1 + tower.side**2), pixels)
+
+
+def llava_preparation(model: Any, ids: Sequence[int]) -> Preparation:
+    """Return how a prompt comes from a picture, as in the lmms-eval model."""
+    from llava.mm_utils import process_images
+
+    processor = model.get_vision_tower().image_processor
+
+    def pixels(files: Sequence[Path]) -> Tensor:
+        return process_images([open_picture(file) for file in files], processor, model.config)
+
+    return _llama_preparation(model, ids, ".jpg", partial(write_picture, size=PICTURE), pixels)
+
+
+def video_preparation(model: Any, ids: Sequence[int]) -> Preparation:
+    """Return how a prompt comes from a clip, as in the video script."""
+    from videollava.mm_utils import load_video, prepare_video
+
+    side = model.model.video_tower.config.image_size
+
+    def pixels(files: Sequence[Path]) -> list[Tensor]:
+        return [prepare_video(load_video(file), side) for file in files]
+
+    return _llama_preparation(model, ids, ".mp4", write_clip, pixels)
+
+
+def _llama_preparation(
+    model: Any,
+    ids: Sequence[int],
+    suffix: str,
+    write: Callable[..., None],
+    pixels: Callable[[Sequence[Path]], Any],
+) -> Preparation:
+    from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+    from llava.mm_utils import pad_left, tokenizer_image_token
+
+    tokenizer = word_tokenizer(model.config.vocab_size, {})
+    text = spelled(ids, {IMAGE_TOKEN_INDEX: DEFAULT_IMAGE_TOKEN})
+
+    def prepare(files: Sequence[Path]) -> dict[str, Any]:
+        prompts = [tokenizer_image_token(text, tokenizer, return_tensors="pt") for _ in files]
+        inputs, mask = pad_left(prompts)
+        return {"inputs": inputs, "attention_mask": mask, "images": pixels(files)}
+
+    return Preparation(suffix, write, prepare, tokenizer)
 
 
 def _llama_prompt(model: Any, lengths: tuple[int, int, int], visual: int, images: Any) -> Prompt:

@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from benchmarks import llava_models, qwen_models
-from benchmarks.families import Family
+from benchmarks.families import Family, Preparation
 
 SPREAD = 0.02  # standard deviation of the weights, at which activations stay far below float16's largest number
 
@@ -74,6 +74,12 @@ def batched(case: Case, batch: int) -> dict[str, Any]:
         return {name: repeated(value) for name, value in case.inputs.items()}
 
 
+def preparation(backbone: str, case: Case) -> Preparation:
+    """Return how prompts like that of a backbone's case come from pictures or clips on disk."""
+    family = _FAMILIES[backbone]
+    return family.preparation(case.model, case.inputs[family.argument][0].tolist())
+
+
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -115,11 +121,12 @@ def _fill(model: Any) -> Any:
     return model
 
 
+QWEN = (qwen_models.qwen_prompt, "input_ids", qwen_models.qwen_preparation)
 _FAMILIES = {
-    "llava": Family(llava_models.create_llava, llava_models.llava_prompt, "inputs"),
-    "video": Family(llava_models.create_video, llava_models.video_prompt, "inputs"),
-    "qwen2": Family(qwen_models.create_qwen2, qwen_models.qwen_prompt, "input_ids"),
-    "qwen2-72b": Family(partial(qwen_models.create_qwen2, large=True), qwen_models.qwen_prompt, "input_ids"),
-    "qwen3": Family(qwen_models.create_qwen3, qwen_models.qwen_prompt, "input_ids"),
+    "llava": Family(llava_models.create_llava, llava_models.llava_prompt, "inputs", llava_models.llava_preparation),
+    "video": Family(llava_models.create_video, llava_models.video_prompt, "inputs", llava_models.video_preparation),
+    "qwen2": Family(qwen_models.create_qwen2, *QWEN),
+    "qwen2-72b": Family(partial(qwen_models.create_qwen2, large=True), *QWEN),
+    "qwen3": Family(qwen_models.create_qwen3, *QWEN),
 }
 BACKBONES = tuple(_FAMILIES)

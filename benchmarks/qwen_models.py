@@ -3,11 +3,20 @@
 # Each backbone has an environment of its own, so what a builder needs is imported in it.
 # ruff: noqa: PLC0415
 
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.families import LAYERS, Prompt, text_ids
+from benchmarks.families import LAYERS, Preparation, Prompt, text_ids
+from benchmarks.visual_files import write_picture
+from benchmarks.words import spelled, word_tokenizer
+from strategy.evaluation.pictures import open_picture, to_rgb
+
+CELLS = (4, 16384)  # visual tokens of the smallest and of the largest picture that is not resized
 
 SMALL_QWEN = {
     "vocab_size": 320,
@@ -106,11 +115,49 @@ def create_qwen3(dtype: torch.dtype, small: bool) -> Any:
     return _qwen(Qwen3VLForConditionalGeneration, Qwen3VLConfig, dtype, small, text, vision)
 
 
+def _patches(model: Any) -> int:
+    """Return how many patches there are along a side of the picture."""
+    return 24 if model.config.get_text_config().vocab_size == SMALL_QWEN["vocab_size"] else 72
+
+
+def qwen_preparation(model: Any, ids: Sequence[int]) -> Preparation:
+    """Return how a prompt comes from a picture, by the family's processor, with the fast image processor."""
+    import transformers
+
+    config, tower = model.config, model.config.vision_config
+    family = {"qwen2_vl": "Qwen2VL", "qwen3_vl": "Qwen3VL"}[config.model_type]
+    names = ("image_pad", "video_pad", "vision_start", "vision_end")
+    own = (config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id)
+    marks = {f"<|{name}|>": number for name, number in zip(names, own, strict=True)}
+    tokenizer = word_tokenizer(config.get_text_config().vocab_size, marks, transformers.Qwen2TokenizerFast)
+    cell = (tower.patch_size * tower.spatial_merge_size) ** 2
+    shape = {
+        "patch_size": tower.patch_size,
+        "temporal_patch_size": tower.temporal_patch_size,
+        "merge_size": tower.spatial_merge_size,
+        "size": dict(zip(("shortest_edge", "longest_edge"), (cells * cell for cells in CELLS), strict=True)),
+    }
+    processor = getattr(transformers, f"{family}Processor")(
+        image_processor=transformers.Qwen2VLImageProcessorFast(**shape),
+        tokenizer=tokenizer,
+        video_processor=getattr(transformers, f"{family}VideoProcessor")(),
+    )
+    # The processor writes a mark for each visual token in place of one.
+    once = [ids[0], *(later for former, later in pairwise(ids) if (former, later) != (config.image_token_id,) * 2)]
+    text = spelled(once, {number: mark for mark, number in marks.items()})
+
+    def prepare(files: Sequence[Path]) -> dict[str, Any]:
+        pictures = [to_rgb(open_picture(file)) for file in files]
+        return dict(processor(text=[text] * len(files), images=pictures, padding=True, return_tensors="pt"))
+
+    side = _patches(model) * tower.patch_size
+    return Preparation(".jpg", partial(write_picture, size=(side, side)), prepare, tokenizer)
+
+
 def qwen_prompt(model: Any, dtype: torch.dtype) -> Prompt:
     """Return a prompt with one picture."""
     config, tower = model.config, model.config.vision_config
-    small = config.get_text_config().vocab_size == SMALL_QWEN["vocab_size"]
-    end, side = model.generation_config.eos_token_id, 24 if small else 72
+    end, side = model.generation_config.eos_token_id, _patches(model)
     visual = (side // tower.spatial_merge_size) ** 2
     text = model.generation_config.pad_token_id
     before = [*text_ids(14, text), config.vision_start_token_id]
