@@ -89,6 +89,11 @@ def captured_graphs(model: nn.Module, kind: str) -> list[CapturedGraph]:
     return [] if generator is None else generator.decoder.graphs.captured(kind)
 
 
+def layer_lengths(case: Case, means: dict[str, Any]) -> list[int]:
+    """Return the length of the sequence in each layer, given the means of a run record."""
+    return [case.tokens - case.visual + round(count) for count in means["tokens_by_layer"]]
+
+
 def measure_row(name: str, case: Case, batch: int, repeats: int, new: int, **options: Any) -> Row:
     """Measure one way to answer.
 
@@ -135,7 +140,7 @@ def measure_row(name: str, case: Case, batch: int, repeats: int, new: int, **opt
             peak=torch.cuda.max_memory_allocated(device) if on_gpu else 0,
             tokens=answers[:, -new:].tolist(),
             stages=[round(kept) for kept in means["kept_tokens"]],
-            lengths=[case.tokens - case.visual + round(count) for count in means["tokens_by_layer"]],
+            lengths=layer_lengths(case, means),
             graph_report=record.graph_report(),
         )
 

@@ -18,6 +18,21 @@ def _column(header: str, form: str, key: str, factor: float = 1) -> Column[Row]:
     return Column(key=key, header=header, format=number(form), get=lambda row: row[key] * factor)
 
 
+def _part_column(part: str) -> Column[Row]:
+    """Return the column of a part of an answer: its ms, and its share of the sum of all parts."""
+
+    def text(value: tuple[float, float]) -> str:
+        ms, whole = value
+        return f"{ms:.2f} ({100 * ms / whole:.0f} %)"
+
+    return Column(
+        key=part,
+        header=f"{part} ms",
+        format=text,
+        get=lambda row: (row[part], sum(row[each] for each in ANSWER_PARTS)),
+    )
+
+
 def _first_columns(visual: int) -> list[Column[Row]]:
     """Return the columns that say what was measured, of prompts with so many visual tokens."""
     return [
@@ -61,6 +76,17 @@ SERVING_COLUMNS = [
     _column("99 %", ".0f", "served_first_99"),
 ]
 
+ANSWER_PARTS = ("host", "vision", "prefill", "decode", "other")
+ANSWER_COLUMNS = [
+    _column("answers/s", ".2f", "ahead"),
+    _column("one thread", ".2f", "one_thread"),
+    _column("prepared before", ".2f", "prepared"),
+    _column("first token ms, median", ".1f", "first"),
+    _column("99 %", ".1f", "first_99"),
+    *(_part_column(part) for part in ANSWER_PARTS),
+    _column("floor ms", ".2f", "floor"),
+]
+
 TARGET_COLUMNS: list[Column[Row]] = [
     Column(key="name", header="target", get=lambda row: row["name"]),
     Column(key="limit", header="limit", get=lambda row: f"{row['limit']:g}"),
@@ -93,6 +119,13 @@ def tables(found: dict[str, Any]) -> str:
     measured = _table([*_first_columns(found["about"]["visual"]), *SPEED_COLUMNS], rows)
     reached: list[Row] = [target._asdict() for target in targets(found)]
     return f"{measured}\n{_table(TARGET_COLUMNS, reached)}" if reached else measured
+
+
+def answers_table(found: dict[str, Any]) -> str:
+    """Return the table of `benchmarks.answers` in Markdown, and what it was made on and by which command."""
+    about = found["about"]
+    table = _table([*_first_columns(about["visual"]), *ANSWER_COLUMNS], found["rows"])
+    return f"{table}\n{made_with(about)}\n\n`{about['command']}`\n"
 
 
 def graph_decisions(rows: Iterable[Row]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,14 @@ class Roofline(NamedTuple):
 
     operations: float
     bytes: float
+
+    def in_words(self) -> dict[str, float]:
+        """Return the rates with their units."""
+        return {"TFLOP/s": self.operations / 1e12, "GB/s": self.bytes / 1e9}
+
+    def least_seconds(self, multiply_adds: float, size: float) -> float:
+        """Return the longer one of the time of some operations and the time to read some bytes."""
+        return max(2 * multiply_adds / self.operations, size / self.bytes)
 
 
 class DecoderLayers(NamedTuple):
@@ -101,12 +109,26 @@ def prefill_floor(layers: DecoderLayers, lengths: Sequence[int], batch: int, roo
     """
     total = 0.0
     for layer, multiply_adds in zip(layers.modules, layers.multiply_adds(lengths), strict=True):
-        size = sum(parameter.nbytes for parameter in layer.parameters())
-        total += max(2 * batch * multiply_adds / roofline.operations, size / roofline.bytes)
+        total += roofline.least_seconds(batch * multiply_adds, _bytes([layer]))
     return 1000 * total
 
 
 def decode_floor(model: Any, roofline: Roofline) -> float:
     """Return the least time of a decoded token in ms, in which its weights are read once."""
-    parts = [*model.get_decoder().layers, model.get_output_embeddings()]
-    return 1000 * sum(p.nbytes for part in parts for p in part.parameters()) / roofline.bytes
+    return 1000 * _bytes([*model.get_decoder().layers, model.get_output_embeddings()]) / roofline.bytes
+
+
+def vision_floor(parts: Sequence[nn.Module], multiply_adds: float, batch: int, roofline: Roofline) -> float:
+    """Return the least time in ms to make the visual tokens of prompts, see `Roofline.least_seconds`.
+
+    Args:
+        parts: The modules that run, the vision tower among them.
+        multiply_adds: Theirs for one prompt.
+        batch: How many prompts there are.
+        roofline: The rates of the device.
+    """
+    return 1000 * roofline.least_seconds(batch * multiply_adds, _bytes(parts))
+
+
+def _bytes(parts: Iterable[nn.Module]) -> int:
+    return sum(parameter.nbytes for part in parts for parameter in part.parameters())

@@ -58,6 +58,7 @@ class ScaledRow(NamedTuple):
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = common_parser(__doc__, new=24, output="results/scaling")
+    parser.add_argument("--repeats", type=int, default=15, help="times that each is measured")
     parser.add_argument("--tensor_parallel", default="1", help="processes that a model is split over")
     parser.add_argument("--zero_stage", default="0", help="3: shard the weights over all processes")
     parser.add_argument("--engine", default="auto", help="how answers are made, as in VTRConfig")

@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ def common_parser(description: str | None, new: int, output: str) -> argparse.Ar
     parser.add_argument("--strategy", default="clse", choices=strategy.available())
     parser.add_argument("--dtype", choices=DTYPES, help="float16 on a GPU, else float32")
     parser.add_argument("--new", type=int, default=new, help="tokens decoded an answer")
-    parser.add_argument("--repeats", type=int, default=15, help="times that each is measured")
     parser.add_argument("--output", default=output, help="folder for what is written")
     return parser
 
@@ -50,6 +49,7 @@ def common_parser(description: str | None, new: int, output: str) -> argparse.Ar
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = common_parser(__doc__, new=64, output="results/speed")
+    parser.add_argument("--repeats", type=int, default=15, help="times that each is measured")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu: a small size")
     parser.add_argument("--batches", default="1", help="batch sizes, such as 1,2,4,8,16,32,64, for the first budget")
     return parser.parse_args(arguments)
@@ -81,6 +81,11 @@ def numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
     return [kind(each) for each in text.split(",") if each]
 
 
+def stem_of(arguments: argparse.Namespace) -> str:
+    """Return the name of a run's files, without suffix."""
+    return f"{arguments.backbone}_{arguments.strategy}_{arguments.budget.replace(',', '_')}"
+
+
 def commit() -> str:
     """Return the commit that is measured, with a plus if files differ from it."""
     try:
@@ -96,40 +101,53 @@ class PartialResults:
     Args:
         file: The file.
         command: The command.
+        kind: The type of a row, a named tuple.
     """
 
-    def __init__(self, file: Path, command: str) -> None:
+    def __init__(self, file: Path, command: str, kind: Any) -> None:
         self.file, self.made_by = file, {"command": command, "commit": commit()}
-        self.rows: dict[RowKey, Row] = {}
+        self.rows: dict[RowKey, Any] = {}
         found = json.loads(file.read_text()) if file.is_file() else {}
         if found.get("made_by") == self.made_by:
-            self.rows = {(name, engine, batch): Row(**values) for name, engine, batch, values in found["rows"]}
+            self.rows = {(name, engine, batch): kind(**values) for name, engine, batch, values in found["rows"]}
 
-    def add(self, key: RowKey, row: Row) -> None:
+    def add(self, key: RowKey, row: Any) -> None:
         """Add a row, and write the file."""
         self.rows[key] = row
         content = {"made_by": self.made_by, "rows": [[*key, each._asdict()] for key, each in self.rows.items()]}
         write_whole(self.file, json.dumps(content).encode())
 
+    def complete(self, keys: Sequence[RowKey], measure: Callable[[str, str, int], Any], bar: Any) -> None:
+        """Measure the rows that are missing; one that does not fit into memory is left out, with a message.
+
+        Args:
+            keys: What rows are wanted.
+            measure: Returns a row, given its key.
+            bar: The progress bar, which moves on by one a row.
+        """
+        bar.total += len(keys)
+        for way, engine, batch in keys:
+            bar.set_postfix_str(f"{way} {engine}, batch {batch}")
+            if (way, engine, batch) not in self.rows:
+                try:
+                    self.add((way, engine, batch), measure(way, engine, batch))
+                except torch.cuda.OutOfMemoryError:
+                    print(f"{way} {engine}: batch {batch} does not fit into memory", file=sys.stderr)
+                    torch.cuda.empty_cache()
+            bar.update()
+
 
 def measure_rows(arguments: argparse.Namespace, case: Case, results: PartialResults, bar: Any) -> None:
     """Measure every way to answer with both engines, and the first two in batches, as far as rows are missing."""
     ways = ways_of(arguments)
+
+    def measure(way: str, engine: str, batch: int) -> Row:
+        options = {"engine": engine, **ways[way]}
+        return measure_row(f"{way} {engine}", case, batch, max(3, arguments.repeats // batch), arguments.new, **options)
+
     keys = [(way, engine, 1) for way in ways for engine in ENGINES]
     keys += [(way, "graph", batch) for batch in numbers(arguments.batches, int) if batch > 1 for way in [*ways][:2]]
-    bar.total += len(keys)
-    for way, engine, batch in keys:
-        bar.set_postfix_str(f"{way} {engine}, batch {batch}")
-        if (way, engine, batch) not in results.rows:
-            options = {"engine": engine, **ways[way]}
-            repeats = max(3, arguments.repeats // batch)
-            try:
-                row = measure_row(f"{way} {engine}", case, batch, repeats, arguments.new, **options)
-                results.add((way, engine, batch), row)
-            except torch.cuda.OutOfMemoryError:
-                print(f"{way} {engine}: batch {batch} does not fit into memory", file=sys.stderr)
-                torch.cuda.empty_cache()
-        bar.update()
+    results.complete(keys, measure, bar)
 
 
 def measure(arguments: argparse.Namespace, command: str, results: PartialResults) -> dict[str, Any]:
@@ -166,7 +184,7 @@ def measure(arguments: argparse.Namespace, command: str, results: PartialResults
     return {
         "about": facts(arguments, case, device, dtype, command)
         | {
-            "ceilings": {"TFLOP/s": roofline.operations / 1e12, "GB/s": roofline.bytes / 1e9},
+            "ceilings": roofline.in_words(),
             "decode_floor": decode_floor(case.model, roofline),
         },
         "rows": [each._asdict() for each in results.rows.values()],
@@ -196,8 +214,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print the tables and the decisions of the graph engine, and write the JSON and the plot."""
     given = parse(arguments)
     command = "python -m benchmarks.speed " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    folder, stem = Path(given.output), f"{given.backbone}_{given.strategy}_{given.budget.replace(',', '_')}"
-    results = PartialResults(folder / f"{stem}.part", command)
+    folder, stem = Path(given.output), stem_of(given)
+    results = PartialResults(folder / f"{stem}.part", command, Row)
     found = measure(given, command, results)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(found, indent=1))

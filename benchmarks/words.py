@@ -18,7 +18,7 @@ def word_tokenizer(size: int, marks: Mapping[str, int], kind: Any = PreTrainedTo
     ids = {f"w{number}": number for number in range(size) if number not in marks.values()}
     words = Tokenizer(models.WordLevel(ids | dict(marks)))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # Named, so that no further tokens are added; prompts of one batch are equally long, and no answer holds the first id.
+    # All are named, so that no further tokens are added.
     named = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "w0")
     return kind(tokenizer_object=words, additional_special_tokens=[*marks], **named)
 

@@ -5,6 +5,7 @@ A backbone's tests import everything from here and give a fixture `backbone_name
 
 import json
 import logging
+import math
 import warnings
 
 import pytest
@@ -12,8 +13,8 @@ import torch
 from matrix import runs_on
 
 import strategy
-from benchmarks import speed
-from benchmarks.models import BACKBONES, Case, batched, build
+from benchmarks import answers, speed
+from benchmarks.models import BACKBONES, Case, batched, build, preparation
 from strategy import VTRConfig
 from strategy.backbone import find_backbone
 
@@ -160,3 +161,65 @@ def test_a_run_prints_tables_writes_its_files_and_goes_on_from_what_it_kept(
 
 def interrupted(*_):
     raise KeyboardInterrupt
+
+
+def test_prompts_are_prepared_from_files_as_the_case_has_them(backbone_name, case, tmp_path):
+    prepared = preparation(backbone_name, case)
+    files = [tmp_path / f"{number}{prepared.suffix}" for number in range(3)]
+    for file, seed in zip(files, (0, 1, 0), strict=True):
+        prepared.write(file, seed)
+    assert files[0].read_bytes() == files[2].read_bytes() != files[1].read_bytes()
+    inputs, expected = prepared.prepare(files[:2]), batched(case, 2)
+    assert inputs.keys() == expected.keys()
+    for name, value in inputs.items():
+        if isinstance(value, list) or value.is_floating_point():
+            assert [each.shape for each in value] == [each.shape for each in expected[name]]
+        else:
+            assert value.tolist() == expected[name].tolist()
+    first, second = received(case, inputs)
+    assert int((first != second).any(-1).sum()) == case.visual, "what depends on the file are the visual tokens"
+
+
+def test_answers_from_files_are_the_same_in_each_run_and_an_interrupted_run_goes_on(
+    backbone_name, tmp_path, capsys, monkeypatch
+):
+    budget = "0.112" if backbone_name.startswith("qwen") else "32"
+    asked = ["--backbone", backbone_name, "--budget", budget, "--device", "cpu", "--batches", "1,2"]
+    asked += ["--prompts", "3", "--new", "4", "--workers", "2", "--output", str(tmp_path)]
+    measured, measure_row = [], answers.measure_row
+
+    def measure(name, bench, files, batch, **options):
+        measured.append((name, batch, len(files)))
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return measure_row(name, bench, files, batch, **options)
+
+    monkeypatch.setattr(answers, "measure_row", measure)
+    with pytest.raises(KeyboardInterrupt):
+        answers.main(asked)
+    [part] = tmp_path.iterdir()
+    assert len(json.loads(part.read_text())["rows"]) == 2
+    answers.main(asked)
+    ways = ["unpruned eager", "unpruned graph", f"pruned {budget} graph"]
+    first_run = [(way, 1, 3) for way in ways]
+    assert measured == [*first_run, first_run[2], *((way, 2, 4) for way in ways)]
+    table, report = sorted(tmp_path.iterdir(), key=lambda file: file.suffix, reverse=True)
+    assert table.read_text() in capsys.readouterr().out
+    found = json.loads(report.read_text())
+    alone, together = found["rows"][:3], found["rows"][3:]
+    for row in alone + together:
+        assert f"| {row['name']} " in table.read_text()
+        assert all(row[rate] > 0 for rate in ("ahead", "one_thread", "prepared"))
+        assert all(row[part] > 0 for part in ("host", "vision", "prefill", "decode", "other", "floor"))
+        parts = sum(row[part] for part in ("vision", "prefill", "decode", "other"))
+        assert parts == pytest.approx(1000 / row["prepared"])
+        assert row["differing"] == 0
+        assert all(len(answer.split()) <= 4 for answer in row["answers"])
+    assert any(len(set(row["answers"])) > 1 for row in alone + together), "so another order would be seen"
+    for rows, prompts in ((alone, 3), (together, 4)):
+        unpruned, graph, pruned = rows
+        assert unpruned["answers"] == graph["answers"]
+        assert len(pruned["answers"]) == prompts
+        assert pruned["floor"] < graph["floor"] == unpruned["floor"]
+    assert all(0 < row["first"] <= row["first_99"] for row in alone)
+    assert all(math.isnan(row["first"]) and math.isnan(row["first_99"]) for row in together)

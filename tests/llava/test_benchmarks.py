@@ -1,9 +1,11 @@
 """The model of real size that the benchmarks ask, in its small size."""
 
+import json
+
 import pytest
 from benchmark_checks import *  # noqa: F403
 
-from benchmarks import report
+from benchmarks import answers, report
 from strategy import RunRecord
 
 
@@ -27,3 +29,32 @@ def test_the_decisions_of_the_graph_engine_are_listed_for_each_row():
         "  1 x vision: rejected (too large)",
     ]
     assert report.graph_decisions(rows[:1]).splitlines()[1].startswith("  none")
+
+
+def test_answers_that_come_in_another_order_are_counted_and_told(tmp_path, capsys, monkeypatch):
+    def backwards(function, items, workers):
+        yield from map(function, items[::-1] if workers else items)
+
+    monkeypatch.setattr(answers, "prepare_ahead", backwards)
+    asked = "--backbone llava --budget 32 --device cpu --prompts 2 --new 4 --output"
+    answers.main([*asked.split(), str(tmp_path)])
+    [report_file] = tmp_path.glob("*.json")
+    assert [row["differing"] for row in json.loads(report_file.read_text())["rows"]][:2] == [2, 2]
+    assert "unpruned eager, batch 1: 2 answers differ between the three runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--new 1", "--new 1: want at least 2"),
+        ("--prompts 1", "--prompts 1: want at least 2"),
+        ("--workers 0", "--workers 0: want at least 1"),
+        ("--batches 2,0", "--batches 0: want at least 1"),
+        ("--batches two", "two"),
+        ("--budget 0", "retain_ratio"),
+    ],
+)
+def test_answers_that_cannot_be_measured_are_refused_before_anything_is_loaded(capsys, words, told):
+    with pytest.raises(SystemExit):
+        answers.parse(["--backbone", "llava", *words.split()])
+    assert told in capsys.readouterr().err
