@@ -98,7 +98,7 @@ class Bench(NamedTuple):
         model = self.case.model
         moved = {name: _to(value, model.device) for name, value in inputs.items()}
         tokens = model.generate(**moved, do_sample=False, max_new_tokens=new)[:, -new:]
-        texts: list[str] = self.preparation.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts: list[str] = self.preparation.tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
         return texts
 
     def answer_all(self, prepared: Iterable[Mapping[str, Any]]) -> tuple[list[str], float]:

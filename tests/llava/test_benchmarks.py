@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from benchmark_checks import *  # noqa: F403
 
 from benchmarks import answers, report
+from benchmarks.roofline import Roofline, vision_floor
 from strategy import RunRecord
 
 
@@ -58,3 +60,10 @@ def test_answers_that_cannot_be_measured_are_refused_before_anything_is_loaded(c
     with pytest.raises(SystemExit):
         answers.parse(["--backbone", "llava", *words.split()])
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("multiply_adds", "ms"), [(1, 4000), (3, 6000)])
+def test_the_floor_of_vision_is_the_longer_one_of_two_times(multiply_adds, ms):
+    parts = [torch.nn.Linear(2, 1), torch.nn.Linear(1, 1, bias=False)]  # 16 bytes of weights
+    rates = Roofline(operations=2, bytes=4)
+    assert vision_floor(parts, multiply_adds, batch=2, roofline=rates) == ms
