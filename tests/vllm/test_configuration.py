@@ -53,7 +53,10 @@ def test_with_vtr_the_model_and_the_scheduler_prune(caplog):
         ({"strategy": "clse", "engine": "graph"}, "engine='graph': vLLM runs the model here, so leave engine out"),
         ({"strategy": "random", "prune_layer": 40}, "the decoder has 12 layers"),
         ("clse", "vtr='clse': give a mapping, such as"),
-        ({"strategy": "cdpruner", "clip_text": "openai/clip"}, "no text tower of CLIP beside the model; omit clip_text"),
+        (
+            {"strategy": "cdpruner", "clip_text": "openai/clip"},
+            "no text tower of CLIP beside the model; omit clip_text",
+        ),
     ],
 )
 def test_wrong_options_are_named(vtr, said):
@@ -84,7 +87,10 @@ def test_what_does_not_go_with_pruning_is_named(more, said):
     ("more", "said"),
     [
         ({"tensor_parallel_size": 2}, "whose heads tensor_parallel_size=2 splits: use data_parallel_size"),
-        ({"compilation_config": {"cudagraph_mm_encoder": True}}, "leave compile_mm_encoder and cudagraph_mm_encoder out"),
+        (
+            {"compilation_config": {"cudagraph_mm_encoder": True}},
+            "leave compile_mm_encoder and cudagraph_mm_encoder out",
+        ),
         ({"compilation_config": {"compile_mm_encoder": True}}, "leave compile_mm_encoder and cudagraph_mm_encoder out"),
     ],
 )

@@ -12,7 +12,7 @@ def cache(blocks: int) -> dict[str, int]:
     """The settings for a cache of so many blocks, and one that is never used."""
     layers, heads, width, bytes_each = 12, 2, 32, 4
     size = (blocks + 1) * layers * 2 * heads * width * SIZE * bytes_each
-    return {"kv_cache_memory_bytes": size, "block_size": SIZE, "max_model_len": 512, "enable_prefix_caching": False}
+    return {"kv_cache_memory_bytes": size, "block_size": SIZE, "max_model_len": 480, "enable_prefix_caching": False}
 
 
 def test_what_a_request_had_before_it_was_preempted_is_gone_on_with(folders):

@@ -112,7 +112,8 @@ def test_a_server_that_is_killed_leaves_no_process_and_can_be_started_again():
                 model=MODEL, messages=asked(question, "What is it?"), max_tokens=400, temperature=0, stream=True
             )
             answers.append([chunk.choices[0].delta.content for chunk, _ in zip(stream, range(8), strict=False)])
-            [process] = [each for each in psutil.Process().children() if "serve" in each.cmdline()]
+            port = str(server.base_url.port)
+            [process] = [each for each in psutil.Process().children() if port in each.cmdline()]
             processes = [process, *process.children(recursive=True)]
             process.kill()
             _, alive = psutil.wait_procs(processes, timeout=60)

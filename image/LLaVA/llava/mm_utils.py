@@ -11,6 +11,7 @@ from transformers import CLIPImageProcessor, PreTrainedTokenizerBase
 from transformers.image_utils import ChannelDimension
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.pixels import fits, pixel_values
 from strategy.evaluation.pictures import to_rgb
 from strategy.evaluation.special_tokens import as_text
 
@@ -36,6 +37,8 @@ def process_images(images: list[Image.Image], image_processor: CLIPImageProcesso
     if getattr(model_cfg, "image_aspect_ratio", None) == "pad":
         red, green, blue = (int(255 * mean) for mean in image_processor.image_mean)
         pictures = [expand2square(picture, (red, green, blue)) for picture in pictures]
+    if fits(image_processor) and pictures:
+        return pixel_values(pictures, image_processor)
     # Otherwise the processor takes the rows of a picture that is 1 or 3 pixels high for its colours.
     channels_last = ChannelDimension.LAST
     return image_processor.preprocess(pictures, return_tensors="pt", input_data_format=channels_last)["pixel_values"]

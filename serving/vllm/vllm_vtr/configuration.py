@@ -205,7 +205,8 @@ def refusals(vllm_config: VllmConfig, strategy: Strategy) -> list[str]:
             strategy.encoder_layer is not None and tensor > 1
         ),
         f"{looks}, which a compiled or captured tower does not show: leave compile_mm_encoder and cudagraph_mm_encoder "
-        "out": strategy.encoder_layer is not None and (compilation.compile_mm_encoder or compilation.cudagraph_mm_encoder),
+        "out": strategy.encoder_layer is not None
+        and (compilation.compile_mm_encoder or compilation.cudagraph_mm_encoder),
         "Model Runner V1 is not supported: set VLLM_USE_V2_MODEL_RUNNER=1": not vllm_config.use_v2_model_runner,
         NO_FLASHINFER: vllm_config.attention_config.backend == AttentionBackendEnum.FLASHINFER,
     }

@@ -1,0 +1,56 @@
+"""Pixel values of pictures, those that CLIP's image processor computes, in a fraction of its time.
+
+The processor of transformers 4.37 reads the metadata of installed packages in each of its steps and holds the lock of
+the interpreter meanwhile, so that threads cannot prepare pictures beside each other. Its arithmetic on colours has only
+256 results for each colour, which a table holds.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessor
+from transformers.image_utils import ChannelDimension
+
+
+def fits(processor: Any) -> bool:
+    """Return whether `pixel_values` computes what a processor does: CLIP's, with all of its steps."""
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+    if type(processor) is not CLIPImageProcessor or not all(getattr(processor, step) for step in steps):
+        return False
+    shortest = processor.size.get("shortest_edge")
+    return shortest is not None and max(processor.crop_size.values()) <= shortest
+
+
+def pixel_values(pictures: Sequence[Image.Image], processor: CLIPImageProcessor) -> Tensor:
+    """Return the pixel values [count, 3, height, width] of RGB pictures, given a processor that `fits`."""
+    table = _values_of_colours(processor.rescale_factor, tuple(processor.image_mean), tuple(processor.image_std))
+    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    values = np.empty((len(pictures), 3, height, width), dtype=np.float32)
+    for picture, own in zip(pictures, values, strict=True):
+        colours = np.asarray(_resized(picture, processor))
+        top, left = (colours.shape[0] - height) // 2, (colours.shape[1] - width) // 2
+        for channel, of_channel in enumerate(own):
+            np.take(table[channel], colours[top : top + height, left : left + width, channel], out=of_channel)
+    return torch.from_numpy(values)
+
+
+def _resized(picture: Image.Image, processor: CLIPImageProcessor) -> Image.Image:
+    """Return a picture whose shorter side has the length that the processor wants."""
+    short, wanted = min(picture.size), processor.size["shortest_edge"]
+    size = tuple(wanted if side == short else int(wanted * side / short) for side in picture.size)
+    return picture.resize((size[0], size[1]), resample=processor.resample)
+
+
+@lru_cache(maxsize=8)
+def _values_of_colours(factor: float, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Return the value [3, 256] that the processor gives to each colour."""
+    processor, layout = CLIPImageProcessor(), ChannelDimension.LAST
+    colours = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+    rescaled = processor.rescale(colours, factor, input_data_format=layout)
+    values = processor.normalize(rescaled, list(mean), list(std), input_data_format=layout)
+    return np.ascontiguousarray(values[:, 0].T, dtype=np.float32)
