@@ -221,10 +221,12 @@ class EncoderRecorder:
         if spec.ends:
             queries, keys, hidden = queries[None], keys[None], hidden[None]
         queries, keys = (tensor.unflatten(-1, (spec.heads, -1)) for tensor in (queries, keys))
-        turned = [queries, keys]
+        turned = keys
         if spec.rotary:
             cos, sin = (table.float()[None] for table in kwargs[spec.rotary])
-            turned = [apply_rotary(each.float().transpose(1, 2), cos, sin).transpose(1, 2) for each in turned]
-        attention = attention_in_pieces(*turned, kwargs[spec.ends].diff().tolist() if spec.ends else None)
+            queries, turned = (
+                apply_rotary(each.float().transpose(1, 2), cos, sin).transpose(1, 2) for each in (queries, keys)
+            )
+        attention = attention_in_pieces(queries, turned, kwargs[spec.ends].diff().tolist() if spec.ends else None)
         seen = states_of_visual_tokens(attention, keys, hidden, spec.class_token, spec.merge)
         return seen if order is None else EncoderStates(*(tensor[order.to(tensor.device)] for tensor in seen))

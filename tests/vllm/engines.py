@@ -1,5 +1,6 @@
 """vLLM's engine in this process, and the project's own engine on transformers to compare it with."""
 
+import gc
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -221,4 +222,7 @@ def running(folder: Path, vtr: dict[str, Any] | None, **more: Any) -> Iterator[E
         yield engine
     finally:
         engine.core.shutdown()
+        # An engine that is freed later would take the process groups of the next one along.
+        vars(engine).clear()
+        gc.collect()
         cleanup_dist_env_and_memory()

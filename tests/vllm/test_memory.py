@@ -22,9 +22,9 @@ def test_what_a_request_had_before_it_was_preempted_is_gone_on_with(folders):
     with running(folders(FAMILY), VTR, **cache(15)) as engine:
         preempted, stock = [], engine.scheduler._preempt_request
 
-        def preempt(request, timestamp):
+        def preempt(request, *args, **kwargs):
             preempted.append(request.num_output_tokens)
-            stock(request, timestamp)
+            stock(request, *args, **kwargs)
 
         engine.scheduler._preempt_request = preempt
         # Like the reference, which may not end, vLLM may not say the token that ends an answer.
@@ -34,16 +34,20 @@ def test_what_a_request_had_before_it_was_preempted_is_gone_on_with(folders):
         assert engine.free_blocks == engine.scheduler.cache_config.num_gpu_blocks - 1
 
 
+def most_at_once(folder, vtr, asked):
+    """How many requests ran at once."""
+    with running(folder, vtr, max_num_seqs=16, **cache(40)) as engine:
+        core, most = engine.llm.llm_engine, 0
+        for number, question in enumerate(asked):
+            core.add_request(str(number), given(question), greedy(8, ignore_eos=True))
+        while core.has_unfinished_requests():
+            core.step()
+            most = max(most, len(engine.scheduler.running))
+        assert engine.free_blocks == engine.scheduler.cache_config.num_gpu_blocks - 1
+        return most
+
+
 def test_more_requests_run_at_once_in_the_same_memory(folders):
-    asked, at_once = questions(FAMILY, 1) * 16, {}
-    for name, vtr in {"unpruned": None, "pruned": VTR}.items():
-        with running(folders(FAMILY), vtr, max_num_seqs=16, **cache(40)) as engine:
-            core, most = engine.llm.llm_engine, 0
-            for number, question in enumerate(asked):
-                core.add_request(str(number), given(question), greedy(8, ignore_eos=True))
-            while core.has_unfinished_requests():
-                core.step()
-                most = max(most, len(engine.scheduler.running))
-            assert engine.free_blocks == engine.scheduler.cache_config.num_gpu_blocks - 1
-            at_once[name] = most
-    assert at_once["pruned"] >= 4 * at_once["unpruned"], at_once
+    asked = questions(FAMILY, 1) * 16
+    unpruned, pruned = (most_at_once(folders(FAMILY), vtr, asked) for vtr in (None, VTR))
+    assert pruned >= 4 * unpruned, (pruned, unpruned)

@@ -32,10 +32,10 @@ class TowerRecorder:
     """
 
     def __init__(self, tower: Tower, number: int, strategy: str, model: nn.Module) -> None:
-        depth, layers = tower.depth(model.config), model.get_submodule(tower.layers)
+        depth, layers = tower.depth(model.config), [*model.get_submodule(tower.layers).children()]
         if not -depth <= number < depth or number % depth >= len(layers):
             raise ValueError(
-                f"vtr: {strategy} looks at layer {number} of the vision tower, of whose {depth} layers {len(layers)} run"
+                f"vtr: {strategy} looks at layer {number} of the vision tower, which has {depth}, and {len(layers)} run"
             )
         layer = layers[number % depth]
         [attention] = [module for module in layer.modules() if isinstance(module, MMEncoderAttention)]

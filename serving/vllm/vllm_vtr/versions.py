@@ -18,7 +18,7 @@ logger = init_logger("vllm.vtr")
 
 
 def wanted() -> dict[Callable[..., Any], tuple[tuple[str, ...], ...]]:
-    """Return the functions of vLLM that the plug-in calls or overrides, with their parameters in each tested version."""
+    """Return the functions of vLLM that the plug-in calls or overrides, with their parameters in tested versions."""
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
     from vllm.v1.metrics.loggers import StatLoggerManager
