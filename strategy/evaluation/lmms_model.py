@@ -73,12 +73,14 @@ class PrunedModelMixin:
         rank: This process's number, as lmms-eval's classes set it.
         record: What was kept and what it cost.
         totals: The requests of this process.
+        workers: How many threads prepare questions ahead.
     """
 
     model_id: str
     rank: int
     task_dict: Any
     batch_size: int
+    workers: int
 
     def prepare_text(self, text: str) -> str:
         """Return a question's text, in which nothing that somebody typed stands for a visual."""
@@ -203,7 +205,7 @@ class PrunedModelMixin:
                 if self.journal is None:
                     return answer_each(own)
                 answers, num_resumed = self.journal.answer_missing(
-                    own, answer_each, empty_answer, self._document_digest
+                    own, answer_each, empty_answer, self._document_digest, self.batch_size, self.workers
                 )
             self.totals.resumed += num_resumed
             self.totals.changed = self.journal.num_changed

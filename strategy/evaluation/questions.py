@@ -14,7 +14,9 @@ from strategy.distributed import watchdog, zero
 from strategy.evaluation.visuals import Preparer, VisualGuard, one_line, question
 from strategy.metrics.record import RunRecord
 
-GROUP = 256  # questions that are handed to a model together, and asked again in batches if one of them fails
+# Questions, or batches if these are more, that are handed to a model together, and asked again in batches if one of them
+# fails. What follows a group is not prepared ahead.
+GROUP, GROUP_BATCHES = 256, 16
 GIVE_UP_AFTER = 16  # questions that all fail before any is answered: then not the questions are to blame
 FATAL = (torch.OutOfMemoryError, torch.AcceleratorError, dist.DistError, MemoryError)
 FATAL_MARKS = ("CUDA error", watchdog.GLOO_MARK)  # in the messages of errors without a type of their own
@@ -82,8 +84,9 @@ class QuestionAnswerer:
         try:
             guarded = [self.guard.request(request) for request in requests]
             answers: list[Any] = []
-            for first in range(0, len(guarded), GROUP):
-                answers += self._answer_part(guarded[first : first + GROUP])
+            together = max(GROUP, GROUP_BATCHES * self.model.batch_size)
+            for first in range(0, len(guarded), together):
+                answers += self._answer_part(guarded[first : first + together])
         finally:
             self.model.task_dict = documents
         for number, request in enumerate(requests):

@@ -4,14 +4,16 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from strategy.distributed import collectives, processes
+from strategy.evaluation.ahead import prepare_ahead
 from strategy.evaluation.append_log import AppendOnlyLog, acquire_lock, read_log
 from strategy.evaluation.files import write_whole
 
-FLUSH_EVERY = 64  # questions that are answered before their answers are written
+FLUSH_EVERY = 16  # batches that are answered before their answers are written
 SETTINGS = ".settings.json"
 DIGESTS = ("code", "weights")  # settings whose values mean nothing to people
 
@@ -90,6 +92,8 @@ class AnswerJournal:
         answer: Callable[[list[Any]], list[Any]],
         empty_answer: Any,
         document_digest: Callable[[Any], str],
+        batch_size: int = 1,
+        workers: int = 0,
     ) -> tuple[list[Any], int]:
         """Answer those of lmms-eval's requests whose answers are not in the journal, and write these answers.
 
@@ -98,6 +102,8 @@ class AnswerJournal:
             answer: Answers a list of requests.
             empty_answer: An answer that is not written, so that the next run asks again.
             document_digest: Returns a digest of what a request is about.
+            batch_size: How many requests are answered at a time.
+            workers: How many threads compute digests; with 0 the calling thread does.
 
         Returns:
             The answers to all requests, and how many of these the journal held.
@@ -114,21 +120,18 @@ class AnswerJournal:
             else:
                 missing.append(index)
                 self.num_changed += bool(known)
-        for first in range(0, len(missing), FLUSH_EVERY):
-            indices = missing[first : first + FLUSH_EVERY]
+        together = FLUSH_EVERY * batch_size
+        for first in range(0, len(missing), together):
+            indices = missing[first : first + together]
             for index, new in zip(indices, answer([requests[index] for index in indices]), strict=True):
                 answers[index] = new
-            self._add(
-                # Some of lmms-eval's own wrappers return the text with what it took to generate it.
-                Entry(
-                    self._run,
-                    keys[index],
-                    document_digest(requests[index]),
-                    getattr(answers[index], "text", answers[index]),
+            found = [index for index in indices if answers[index] != empty_answer]
+            with closing(prepare_ahead(document_digest, (requests[index] for index in found), workers)) as documents:
+                self._add(
+                    # Some of lmms-eval's own wrappers return the text with what it took to generate it.
+                    Entry(self._run, keys[index], document, getattr(answers[index], "text", answers[index]))
+                    for index, document in zip(found, documents, strict=True)
                 )
-                for index in indices
-                if answers[index] != empty_answer
-            )
         return answers, len(keys) - len(missing)
 
     def _add(self, entries: Iterable[Entry]) -> None:

@@ -62,25 +62,32 @@ def texts(answers):
     return [getattr(each, "text", each) for each in answers]
 
 
-@given(most=st.integers(0, 9), flush_every=st.integers(1, 4), cut=st.integers(0, 20))
-def test_what_was_answered_is_not_asked_again(tmp_path_factory, most, flush_every, cut):
+@given(
+    most=st.integers(0, 9),
+    flush_every=st.integers(1, 3),
+    batch_size=st.integers(1, 2),
+    workers=st.sampled_from([0, 2]),
+    cut=st.integers(0, 20),
+)
+def test_what_was_answered_is_not_asked_again(tmp_path_factory, most, flush_every, batch_size, workers, cut):
     folder, requests = tmp_path_factory.mktemp("answers"), [Request(number) for number in range(9)]
     expected = [f"answer {number}" for number in range(9)]
     before, resume.FLUSH_EVERY = resume.FLUSH_EVERY, flush_every
     try:
         journal, first, second = opened(folder), Model(most), Model()
         with contextlib.suppress(KeyboardInterrupt):
-            journal.answer_missing(requests, first, "", about)
+            journal.answer_missing(requests, first, "", about, batch_size, workers)
         journal.close()
         with (folder / "0.jsonl").open("a") as file:
             file.write('["run", "question", "half an'[:cut])
         journal = opened(folder)
-        answers, found = journal.answer_missing(requests, second, "", about)
+        answers, found = journal.answer_missing(requests, second, "", about, batch_size, workers)
         journal.close()
     finally:
         resume.FLUSH_EVERY = before
     assert texts(answers) == expected
-    assert found == most // flush_every * flush_every if most < 9 else found == 9
+    together = flush_every * batch_size
+    assert found == most // together * together if most < 9 else found == 9
     assert second.asked == list(range(found, 9))
 
 
