@@ -14,8 +14,8 @@ from strategy.distributed import watchdog, zero
 from strategy.evaluation.visuals import Preparer, VisualGuard, one_line, question
 from strategy.metrics.record import RunRecord
 
-# Questions, or batches if these are more, that are handed to a model together, and asked again in batches if one of them
-# fails. What follows a group is not prepared ahead.
+# Questions, or batches if these are more, that a model is handed together. If one of a group fails, the group is asked
+# again in batches; what follows a group is not prepared ahead.
 GROUP, GROUP_BATCHES = 256, 16
 GIVE_UP_AFTER = 16  # questions that all fail before any is answered: then not the questions are to blame
 FATAL = (torch.OutOfMemoryError, torch.AcceleratorError, dist.DistError, MemoryError)
