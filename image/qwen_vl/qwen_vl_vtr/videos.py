@@ -1,6 +1,6 @@
 """Videos in a form that lmms-eval's wrappers of the Qwen models can read."""
 
-import itertools
+import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -20,8 +20,8 @@ class VideoFiles:
     """
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="videos-")
-        self._numbers = itertools.count(1)  # which threads share
+        self._folder: TemporaryDirectory[str] | None = None  # made for the first name
+        self._count, self._lock = 0, threading.Lock()  # threads share them
 
     def readable(self, file: Path, wanted: Callable[[int], int]) -> str:
         """Return the path of a video that the wrappers can read.
@@ -46,7 +46,10 @@ class VideoFiles:
         return str(link)
 
     def _new_name(self, extension: str) -> Path:
-        return Path(self._folder.name) / f"{next(self._numbers)}{extension}"
+        with self._lock:
+            self._folder = self._folder or TemporaryDirectory(prefix="videos-")
+            self._count += 1
+            return Path(self._folder.name) / f"{self._count}{extension}"
 
     def _copied(self, file: Path, wanted: Callable[[int], int]) -> Path:
         """Copy a video without loss, with frames repeated evenly up to the number that is wanted."""
