@@ -8,7 +8,6 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +27,7 @@ from benchmarks.measure import attached, layer_lengths, warm_up
 from benchmarks.models import Case, build, preparation
 from benchmarks.report import answers_table, graph_decisions
 from benchmarks.roofline import DecoderLayers, decode_floor, measure_roofline, prefill_floor, vision_floor
-from benchmarks.speed import PartialResults, common_parser, dtype_of, facts, numbers, stem_of, ways_of
+from benchmarks.speed import PartialResults, common_parser, dtype_of, facts, numbers, ways_of
 from strategy.backbone import find_backbone
 from strategy.evaluation.ahead import DEFAULT_WORKERS, prepare_ahead
 from strategy.evaluation.files import write_whole
@@ -219,7 +218,7 @@ def measure_row(name: str, bench: Bench, files: Sequence[Path], batch: int, **op
         )
 
 
-def measure(arguments: argparse.Namespace, command: str, results: PartialResults) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, results: PartialResults) -> dict[str, Any]:
     """Return everything that a run measures, ready for JSON; rows among the partial results are reused."""
     device = torch.device(arguments.device)
     dtype = dtype_of(arguments, device)
@@ -249,7 +248,7 @@ def measure(arguments: argparse.Namespace, command: str, results: PartialResults
 
     rows = [results.rows[key] for key in keys if key in results.rows]
     return {
-        "about": facts(arguments, case, device, dtype, command) | {"ceilings": roofline.in_words()},
+        "about": facts(arguments, case, device, dtype, results.made_by["command"]) | {"ceilings": roofline.in_words()},
         "rows": [row._asdict() | {"floor": floor(row)} for row in rows],
     }
 
@@ -257,20 +256,18 @@ def measure(arguments: argparse.Namespace, command: str, results: PartialResults
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table and the decisions of the graph engine, and write the table and the JSON."""
     given = parse(arguments)
-    command = "python -m benchmarks.answers " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    folder, stem = Path(given.output), stem_of(given)
-    results = PartialResults(folder / f"{stem}.part", command, AnswerRow)
-    found = measure(given, command, results)
-    table = answers_table(found)
-    write_whole(folder / f"{stem}.json", json.dumps(found, indent=1).encode())
-    write_whole(folder / f"{stem}.md", table.encode())
+    results = PartialResults.of(given, "benchmarks.answers", arguments, AnswerRow)
+    found = measure(given, results)
+    table, file = answers_table(found), results.file.with_suffix("")
+    write_whole(Path(f"{file}.json"), json.dumps(found, indent=1).encode())
+    write_whole(Path(f"{file}.md"), table.encode())
     results.file.unlink(missing_ok=True)
     print(table)
     print(graph_decisions(found["rows"]))
     for row in found["rows"]:
         if row["differing"]:
             print(f"{row['name']}, batch {row['batch']}: {row['differing']} answers differ between the three runs")
-    print(f"written: {folder / stem}.json and .md")
+    print(f"written: {file}.json and .md")
 
 
 if __name__ == "__main__":

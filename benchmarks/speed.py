@@ -111,6 +111,19 @@ class PartialResults:
         if found.get("made_by") == self.made_by:
             self.rows = {(name, engine, batch): kind(**values) for name, engine, batch, values in found["rows"]}
 
+    @classmethod
+    def of(cls, given: argparse.Namespace, module: str, words: list[str] | None, kind: Any) -> "PartialResults":
+        """Return those of a run in its output folder.
+
+        Args:
+            given: The parsed command line.
+            module: The benchmark.
+            words: The command line as `main` was given it; None for that of the process.
+            kind: The type of a row.
+        """
+        command = f"python -m {module} " + " ".join(sys.argv[1:] if words is None else words)
+        return cls(Path(given.output) / f"{stem_of(given)}.part", command, kind)
+
     def add(self, key: RowKey, row: Any) -> None:
         """Add a row, and write the file."""
         self.rows[key] = row
@@ -150,7 +163,7 @@ def measure_rows(arguments: argparse.Namespace, case: Case, results: PartialResu
     results.complete(keys, measure, bar)
 
 
-def measure(arguments: argparse.Namespace, command: str, results: PartialResults) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, results: PartialResults) -> dict[str, Any]:
     """Return everything that a run measures, ready for JSON; rows among the partial results are reused."""
     device = torch.device(arguments.device)
     dtype = dtype_of(arguments, device)
@@ -182,7 +195,7 @@ def measure(arguments: argparse.Namespace, command: str, results: PartialResults
             "first_difference": first_difference(case, graph.tokens[0], eager.tokens[0], **ways[way]),
         }
     return {
-        "about": facts(arguments, case, device, dtype, command)
+        "about": facts(arguments, case, device, dtype, results.made_by["command"])
         | {
             "ceilings": roofline.in_words(),
             "decode_floor": decode_floor(case.model, roofline),
@@ -213,20 +226,18 @@ def facts(
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the tables and the decisions of the graph engine, and write the JSON and the plot."""
     given = parse(arguments)
-    command = "python -m benchmarks.speed " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    folder, stem = Path(given.output), stem_of(given)
-    results = PartialResults(folder / f"{stem}.part", command, Row)
-    found = measure(given, command, results)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.json").write_text(json.dumps(found, indent=1))
+    results = PartialResults.of(given, "benchmarks.speed", arguments, Row)
+    found = measure(given, results)
+    file = results.file.with_suffix("")
+    write_whole(Path(f"{file}.json"), json.dumps(found, indent=1).encode())
     results.file.unlink(missing_ok=True)
-    picture(found, folder / f"{stem}.png")
+    picture(found, Path(f"{file}.png"))
     print(tables(found))
     print(graph_decisions(found["rows"]))
     print(made_with(found["about"]))
     for name, way in found["ways"].items():
         print(f"{name}: where the answers of the engines differ first: {way['first_difference']}")
-    print(f"written: {folder / stem}.json and .png")
+    print(f"written: {file}.json and .png")
 
 
 def _prefill(row: Row) -> float:

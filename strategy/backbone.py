@@ -252,6 +252,16 @@ class Backbone(ABC):
         return []
 
 
+def template_length(ids: Sequence[int], end: int) -> int:
+    """Return how many tokens of a template follow the question in a prompt, see `Backbone.num_template_tokens`.
+
+    Args:
+        ids: The prompt's token ids, without padding.
+        end: The template's first token, which ends the question's turn; 0 is returned for a prompt without it.
+    """
+    return ids[::-1].index(end) + 1 if end in ids else 0
+
+
 # Methods that adapters of other people may still have under their former names, where nothing would call them.
 RENAMED = {
     "closing": "num_template_tokens",

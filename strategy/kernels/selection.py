@@ -152,3 +152,8 @@ def unit_range(values: Tensor) -> Tensor:
     """Return values [G, N] scaled to 0 ... 1 in each sample; where all are equal, 1."""
     least, most = values.aminmax(dim=1, keepdim=True)
     return (values - least + 1e-6) / (most - least + 1e-6)
+
+
+def mean_of_neighbours(values: Tensor, count: int) -> Tensor:
+    """Return the means [..., N, D] of each `count` neighbours of values [..., N * count, D]."""
+    return values.unflatten(-2, (-1, count)).mean(dim=-2)

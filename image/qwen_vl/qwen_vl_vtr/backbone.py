@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qwen_vl_vtr.conditional_generation import ConditionalGenerationBackbone
 from strategy import Layout, Span
 from strategy.backbone import EncoderSpec
+from strategy.kernels.selection import mean_of_neighbours
 
 
 class QwenBackbone(ConditionalGenerationBackbone):
@@ -35,7 +36,7 @@ class QwenBackbone(ConditionalGenerationBackbone):
             class_token=False,
             rotary="position_embeddings",
             ends="cu_seqlens",
-            merge=partial(_mean_of_neighbours, count=tower.spatial_merge_size**2),
+            merge=partial(mean_of_neighbours, count=tower.spatial_merge_size**2),
         )
 
     def layout(self, model: Any, kwargs: Mapping[str, Any]) -> Layout | None:
@@ -51,11 +52,6 @@ class QwenBackbone(ConditionalGenerationBackbone):
         merge = config.vision_config.spatial_merge_size
         grids = {token: _merged(kwargs.get(name), merge) for token, name in arguments.items()}
         return [list(_spans(row, grids, arguments)) for row in ids.tolist()]
-
-
-def _mean_of_neighbours(values: Tensor, count: int) -> Tensor:
-    """Return the means [..., N, D] of each `count` neighbours of values [..., N * count, D]."""
-    return values.unflatten(-2, (-1, count)).mean(dim=-2)
 
 
 def _merged(grids: Tensor | None, merge: int) -> Iterator[tuple[int, int, int]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from strategy import Backbone, GreedyRequest
-from strategy.backbone import Generate
+from strategy.backbone import Generate, template_length
 from strategy.kernels import kv_cache
 
 PIXELS = ("pixel_values", "pixel_values_videos")
@@ -46,7 +46,7 @@ class ConditionalGenerationBackbone(Backbone):
         end = eos_ids[0] if isinstance(eos_ids, list) else eos_ids
         masks = (mask if mask is not None and mask.dim() == 2 else torch.ones_like(ids)).tolist()
         rows = [[t for t, real in zip(*pair, strict=True) if real] for pair in zip(ids.tolist(), masks, strict=True)]
-        return [row[::-1].index(end) + 1 if end in row else 0 for row in rows]
+        return [template_length(row, end) for row in rows]
 
     def visual_samples(self, model: Any, kwargs: Mapping[str, Any]) -> int:
         ids = kwargs.get("input_ids")

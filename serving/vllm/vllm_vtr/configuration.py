@@ -1,6 +1,6 @@
 """What `additional_config={"vtr": {...}}` means, and which other settings of vLLM go with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -115,19 +115,18 @@ def facts(text: Any, own_size: bool) -> Facts:
 
 def install() -> None:
     """Let vLLM call `configure` when it has read a configuration."""
-    stock = VllmConfig.try_verify_and_update_config
-    if hasattr(stock, "vtr"):
-        return
 
-    def verify_and_configure(self: VllmConfig) -> None:
-        # vLLM makes a configuration anew for parts of a model, and marks those that it has gone through.
-        new = self.model_config is not None and not getattr(self.model_config, "config_updated", False)
-        stock(self)
-        if new and asked(self) is not None:
-            configure(self)
+    def configuring(stock: Callable[[VllmConfig], None]) -> Callable[[VllmConfig], None]:
+        def verify_and_configure(self: VllmConfig) -> None:
+            # vLLM makes a configuration anew for parts of a model, and marks those that it has gone through.
+            new = self.model_config is not None and not getattr(self.model_config, "config_updated", False)
+            stock(self)
+            if new and asked(self) is not None:
+                configure(self)
 
-    verify_and_configure.vtr = True  # type: ignore[attr-defined]
-    VllmConfig.try_verify_and_update_config = verify_and_configure
+        return verify_and_configure
+
+    versions.wrap_once(VllmConfig, "try_verify_and_update_config", configuring)
 
 
 def configure(vllm_config: VllmConfig) -> None:

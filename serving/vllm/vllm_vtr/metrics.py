@@ -5,7 +5,6 @@ that vLLM has for statistics of KV connectors, which do not go with pruning, so 
 """
 
 from collections.abc import Callable, Sequence
-from functools import wraps
 from typing import Any
 
 from prometheus_client import Counter
@@ -16,6 +15,7 @@ from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.worker.gpu.kv_connector import KVConnector
 
 from strategy.metrics.timing import Clock
+from vllm_vtr import versions
 from vllm_vtr.configuration import asked
 
 REQUESTS, BEFORE, AFTER, SECONDS = "requests", "visual_tokens_before", "visual_tokens_after", "scoring_seconds"
@@ -75,16 +75,14 @@ class PruningCounters(AggregateStatLoggerBase):
 
 def install() -> None:
     """Let vLLM count what is pruned, in processes whose engines are asked to prune."""
-    stock = StatLoggerManager.__init__
-    if hasattr(stock, "vtr"):
-        return
 
-    @wraps(stock)
-    def init(self: Any, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
-        stock(self, vllm_config, *args, **kwargs)
-        if asked(vllm_config) is not None:
-            # The stock loggers have removed the counters of an earlier engine of this process.
-            self.stat_loggers.insert(0, PruningCounters(vllm_config, self.engine_indexes))
+    def counting(stock: Callable[..., None]) -> Callable[..., None]:
+        def init(self: Any, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+            stock(self, vllm_config, *args, **kwargs)
+            if asked(vllm_config) is not None:
+                # The stock loggers have removed the counters of an earlier engine of this process.
+                self.stat_loggers.insert(0, PruningCounters(vllm_config, self.engine_indexes))
 
-    init.vtr = True  # type: ignore[attr-defined]
-    StatLoggerManager.__init__ = init
+        return init
+
+    versions.wrap_once(StatLoggerManager, "__init__", counting)

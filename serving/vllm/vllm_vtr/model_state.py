@@ -16,13 +16,12 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from strategy.backbone import Span
+from strategy.backbone import Span, template_length
 from vllm_vtr import versions
 from vllm_vtr.configuration import NO_FLASHINFER, NOMINAL_TOKENS, Pruning, pruning_of
 from vllm_vtr.families import family_of
 from vllm_vtr.metrics import ScoringSeconds
 from vllm_vtr.prefill import Prompt, PruningPrefill
-from vllm_vtr.question_free import template_length
 from vllm_vtr.tower import TowerRecorder
 
 logger = init_logger("vllm.vtr")
@@ -32,7 +31,7 @@ class Visuals(NamedTuple):
     """What a request shows: the length of its prompt, and what will be pruned, if anything.
 
     spans: Of the pictures and videos in the prompt. names: By which vLLM's encoder cache holds their embeddings.
-    template: How many of the prompt's last tokens are those of a template.
+    template: How many of the prompt's last tokens are those of a template, for strategies that leave the question out.
     """
 
     prompt: int
@@ -72,12 +71,12 @@ class PruningModelState(DefaultModelState):
 
     def __init__(self, vllm_config: VllmConfig, model: Any, encoder_cache: Any, device: torch.device) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
-        [attn, *_] = (layer.self_attn.attn for layer in model.language_model.model.layers)
+        attn = model.language_model.model.layers[0].self_attn.attn
         if attn.attn_backend.get_name() == AttentionBackendEnum.FLASHINFER.name:  # where vLLM chooses itself
             raise ValueError(f"vtr: {NO_FLASHINFER}")
         versions.extend_runner()
         self.family = family_of(model.config)
-        self.ends_turns = self.family.end_of_turn(vllm_config.model_config)
+        self.end_of_turn = self.family.end_of_turn(vllm_config.model_config)
         self.visuals: dict[int, Visuals] = {}
         self.evicted = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
         self.evicted_host = np.zeros(self.max_num_reqs, dtype=np.int32)
@@ -110,7 +109,9 @@ class PruningModelState(DefaultModelState):
         if self.pruning.evicted(prompt, features, new_req_data.sampling_params):
             spans = [self.family.span(self.model.config, feature) for feature in features]
         names = [feature.identifier for feature in features]
-        template = template_length(new_req_data.prompt_token_ids, self.ends_turns)
+        template = 0
+        if self.pruning.strategy.question_free and self.end_of_turn is not None:
+            template = template_length(new_req_data.prompt_token_ids, self.end_of_turn)
         self.visuals[req_index] = Visuals(prompt, spans, names, template)
         self._evict([req_index], [0])
 

@@ -11,11 +11,6 @@ from strategy.kernels.attention import gather_rows, softmax_rows
 from strategy.metrics.timing import Clock
 
 
-def template_length(ids: Sequence[int], end: int | None) -> int:
-    """Return how many tokens of a template follow the question in a prompt, the first of which ends its turn."""
-    return ids[::-1].index(end) + 1 if end in ids else 0
-
-
 class PromptEnds:
     """Runs what follows the visual tokens of prompts without their questions.
 

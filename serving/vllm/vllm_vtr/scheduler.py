@@ -89,9 +89,8 @@ class PruningScheduler(Scheduler):
         super()._update_after_schedule(scheduler_output)
         for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
             request = self.requests[request_id]
-            if request.num_computed_tokens == scheduled == request.num_prompt_tokens and request.mm_features:
-                if not (evicted := self._evicted(request)):
-                    continue
+            whole = request.num_computed_tokens == scheduled == request.num_prompt_tokens
+            if whole and request.mm_features and (evicted := self._evicted(request)):
                 for manager in self.block_managers:
                     manager.evict(request_id, request.num_prompt_tokens, evicted)
                 visual = num_visual_tokens(request.mm_features)

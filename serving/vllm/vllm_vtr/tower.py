@@ -1,7 +1,7 @@
 """What the vision tower saw of each picture, kept as long as vLLM keeps what the tower made of it."""
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from vllm.model_executor.layers.attention import MMEncoderAttention
 
+from strategy.kernels.selection import mean_of_neighbours
 from strategy.pruning.encoder import EncoderStates, attention_in_pieces, states_of_visual_tokens
 from strategy.pruning.state import PrefillState
 from vllm_vtr.families import Tower
@@ -40,9 +41,7 @@ class TowerRecorder:
         layer = layers[number % depth]
         [attention] = [module for module in layer.modules() if isinstance(module, MMEncoderAttention)]
         self.class_token, count, self.heads = tower.class_token, tower.merged(model.config), attention.num_heads
-        self.merge: Callable[[Tensor], Tensor] | None = None
-        if count > 1:
-            self.merge = lambda values: values.unflatten(-2, (-1, count)).mean(dim=-2)
+        self.merge = partial(mean_of_neighbours, count=count) if count > 1 else None
         self.keys: Tensor | None = None
         self.attention: Tensor | None = None
         self.calls: list[EncoderStates] = []

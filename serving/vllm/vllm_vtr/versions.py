@@ -75,24 +75,30 @@ def check() -> None:
             )
 
 
+def wrap_once(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace a method of vLLM's by what `wrap` makes of it, unless that has happened in this process before."""
+    stock = getattr(owner, name)
+    if not hasattr(stock, "vtr"):
+        new = wraps(stock)(wrap(stock))
+        new.vtr = True  # type: ignore[attr-defined]
+        setattr(owner, name, new)
+
+
 def extend_runner() -> None:
     """Let the runner report the seconds of a model state that prunes; in 0.26 also give it the block tables."""
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
-    stock = GPUModelRunner.initialize_kv_cache
-    if hasattr(stock, "vtr"):
-        return
+    def extended(stock: Callable[..., None]) -> Callable[..., None]:
+        def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
+            stock(self, *args, **kwargs)
+            if hasattr(self.model_state, "scoring_seconds"):
+                self.kv_connector = self.model_state.scoring_seconds
+                if __version__.startswith("0.26"):
+                    self.model_state.initialize_kv_cache(self.kv_cache_config, self.block_tables)
 
-    @wraps(stock)
-    def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
-        if hasattr(self.model_state, "scoring_seconds"):
-            self.kv_connector = self.model_state.scoring_seconds
-            if __version__.startswith("0.26"):
-                self.model_state.initialize_kv_cache(self.kv_cache_config, self.block_tables)
+        return initialize_kv_cache
 
-    initialize_kv_cache.vtr = True  # type: ignore[attr-defined]
-    GPUModelRunner.initialize_kv_cache = initialize_kv_cache
+    wrap_once(GPUModelRunner, "initialize_kv_cache", extended)
 
 
 def blocks_for(tables: Any, group: int, tokens: int) -> int:
