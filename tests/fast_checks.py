@@ -99,14 +99,18 @@ def same_means(own: dict[str, Any], its: dict[str, Any], kind: str) -> None:
     else:  # the stock loop's cache holds the padding of the shorter prompts too
         assert own["cache_bytes"] <= its["cache_bytes"]
         assert own["multiply_adds"]["decode"] <= its["multiply_adds"]["decode"]
-    assert own["multiply_adds"]["prefill"] >= its["multiply_adds"]["prefill"]
+    if kind == "mixed":  # prompts with the same grids have no padding but their own
+        assert own["cache_length"] <= its["cache_length"]
+    else:
+        assert own["cache_length"] == its["cache_length"]
+        assert own["multiply_adds"]["prefill"] >= its["multiply_adds"]["prefill"]
     assert bool(own["multiply_adds"]["scoring"]) == bool(its["multiply_adds"]["scoring"])
-    for name in set(own) - {"multiply_adds", "seconds", "cache_bytes"}:
+    for name in set(own) - {"multiply_adds", "seconds", "cache_bytes", "cache_length"}:
         assert own[name] == its[name], name
 
 
 # The stock loop prefills prompts of other kinds than these, and does it alike whatever the strategy.
-GRAPHED = ("one", "several")
+GRAPHED = ("one", "several", "mixed")
 # Which of tokens that are alike these two keep turns on rounding, and layers that are fused on a GPU round otherwise.
 ROUNDED = ("cdpruner", "vispruner")
 
@@ -163,7 +167,6 @@ def test_what_looks_at_a_vision_tower_answers_so_or_is_refused_by_name(asked, ra
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        ("mixed", "prefill: stock prefill (the visual tokens of the prompts lie on different grids)"),
         ("text", "prefill: stock prefill (no prompt has visual tokens)"),
     ],
 )
@@ -201,9 +204,7 @@ def traced() -> Iterator[None]:
 def test_what_is_fused_can_be_traced_whole_and_answers_the_same(asked, traced, device):
     if device == "cuda":
         pytest.skip("there it is fused in the other tests")
-    # The prefill of mixed prompts is not fused.
-    fused = dict.fromkeys((name, "several" if kind == "mixed" else kind) for name, kind in cells(asked.names))
-    for name, prompts in fused:
+    for name, prompts in cells(asked.names):
         if not runs_on(asked.model, name):
             continue
         given = {"enabled": False} if name == "unpruned" else {"strategy": name}

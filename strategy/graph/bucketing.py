@@ -17,7 +17,7 @@ PROMPT_LENGTH_MULTIPLE = 16  # tokens; prompts are padded to a multiple
 
 
 class Bucket(NamedTuple):
-    """Prompts as one program can prefill them.
+    """Prompts as programs can prefill them.
 
     layout: Their spans, moved. lengths: Of the prompts without padding.
     """
@@ -27,7 +27,7 @@ class Bucket(NamedTuple):
 
 
 def bucket_prompts(layout: Layout, kwargs: dict[str, Any], tokens: Tensor) -> Bucket | str:
-    """Move prompts to the left of a bucket, in `kwargs`, if one program can prefill them.
+    """Move prompts to the left of a bucket, in `kwargs`, if programs can prefill them.
 
     Args:
         layout: The spans of each sample.
@@ -35,7 +35,7 @@ def bucket_prompts(layout: Layout, kwargs: dict[str, Any], tokens: Tensor) -> Bu
         tokens: What its tokens are given as.
 
     Returns:
-        The bucket; or why one program cannot prefill the prompts.
+        The bucket; or why no program can prefill the prompts.
     """
     mask = kwargs.get("attention_mask")
     if mask is not None and mask.dim() != 2:
@@ -47,7 +47,6 @@ def bucket_prompts(layout: Layout, kwargs: dict[str, Any], tokens: Tensor) -> Bu
         "no prompt has visual tokens": not any(layout),
         "the prompts come without embeddings or without positions": tokens.dim() < 3
         or kwargs.get("position_ids") is None,
-        "the visual tokens of the prompts lie on different grids": len({_grids(spans) for spans in layout}) > 1,
         "a prompt is empty": not all(lengths),
         "there is padding inside a prompt": not all(
             all(row[at : at + size]) for row, at, size in zip(rows, first, lengths, strict=True)
@@ -55,8 +54,7 @@ def bucket_prompts(layout: Layout, kwargs: dict[str, Any], tokens: Tensor) -> Bu
     }
     if reason := next((reason for reason, applies in reasons.items() if applies), None):
         return reason
-    padded = -(-max(lengths) // PROMPT_LENGTH_MULTIPLE) * PROMPT_LENGTH_MULTIPLE
-    at = torch.arange(padded, device=tokens.device)
+    at = torch.arange(padded_length(max(lengths)), device=tokens.device)
     bounds = torch.tensor([first, lengths], device=tokens.device)[..., None]
     index = (bounds[0] + at).clamp(max=tokens.shape[1] - 1)
     kwargs |= gather_prompt_kwargs(kwargs, tokens, index, at < bounds[1])
@@ -66,8 +64,9 @@ def bucket_prompts(layout: Layout, kwargs: dict[str, Any], tokens: Tensor) -> Bu
     return Bucket(moved, lengths)
 
 
-def _grids(spans: Sequence[Span]) -> tuple[Any, ...]:
-    return tuple((tuple(span[1]), *span[2:]) for span in sorted(spans))
+def padded_length(length: int) -> int:
+    """Return how long a bucket for prompts of such a length is."""
+    return -(-length // PROMPT_LENGTH_MULTIPLE) * PROMPT_LENGTH_MULTIPLE
 
 
 def _moved(start: int | Sequence[int], by: int) -> int | tuple[int, ...]:

@@ -23,7 +23,7 @@ from strategy.graph.bucketing import graph_inputs, with_graph_inputs
 from strategy.graph.cuda_graphs import CudaGraphCache, ProgramKey
 from strategy.graph.fallback import FallbackPolicy
 from strategy.graph.side_stream import SideStream
-from strategy.graph.static_cache import StaticCachePool, StaticKVCache, rounded_length
+from strategy.graph.static_cache import StaticCachePool, StaticKVCache
 from strategy.graph.weights import PackedWeights
 from strategy.kernels import kv_cache, llama_layer
 from strategy.kernels.attention import gather_rows
@@ -43,7 +43,7 @@ class GenerationState:
 
     Attributes:
         max_new_tokens: How many tokens the answer may have.
-        graph_prefill: Whether one program prefills the prompts.
+        graph_prefill: Whether programs prefill the prompts.
         lengths: Of the prompts.
         cache: The cache to decode on.
         cache_length: How many of its slots the longest prompt takes.
@@ -115,28 +115,23 @@ class FusedDecoder:
         """Return a cache for so many samples with at least so many slots."""
         return self.caches.get(self.weights.shapes, self.weights.layers, batch, length)
 
-    def prefill(self, x: Tensor, positions: Tensor, state: PrefillState, generation: GenerationState) -> Tensor:
-        """Run all layers over prompts, and fill a cache to decode on.
+    def prefill(self, x: Tensor, positions: Tensor, state: PrefillState, cache: StaticKVCache) -> Tensor:
+        """Run all layers over prompts, and fill a cache.
 
         Args:
             x: Embeddings [B, L, C] of bucketed prompts.
             positions: Their positions.
-            state: The state of the prompts, of one group.
-            generation: Receives the cache.
+            state: The state of the prompts, of one group; receives the stages.
+            cache: The cache, one of this decoder.
 
         Returns:
             The normalised hidden state [B, 1, C] of each prompt's last token.
         """
         (group,), (batch, length), plan = state.groups, x.shape[:2], self.runner.plan
         left = [group.num_visual, *(plan.kept(group.num_visual) if plan else ())]
-        gone = group.num_visual - left[-1]
-        generation.cache_length = max(generation.lengths) - gone
-        room = generation.cache_length + min(generation.max_new_tokens, DECODE_CHUNK)
-        room = rounded_length(max(length - gone, room))
-        cache = generation.cache = self.cache(batch, room)
         inputs = [x, positions, *graph_inputs(state)]
-        details = (room, group.kinds, *((tensor.shape, tensor.dtype) for tensor in inputs))
-        key = ProgramKey("prefill", details, f"of {batch} x {length} tokens into {room} slots")
+        details = (cache.length, group.kinds, *((tensor.shape, tensor.dtype) for tensor in inputs))
+        key = ProgramKey("prefill", details, f"of {batch} x {length} tokens into {cache.length} slots")
         costs = self.runner.record.multiply_adds
         before = costs["scoring"]
         program = partial(self._prefill_program, state, cache)
@@ -149,9 +144,6 @@ class FusedDecoder:
                 state.stages.append(Stage(layer, batch * had, batch * has, tuple(own)))
                 if has < had:
                     state.lengths.append(length - group.num_visual + has)
-        a_token = cache.nbytes // (batch * cache.length)
-        size = a_token * (sum(generation.lengths) - batch * gone) / batch
-        self.runner.record.add_cache(self.runner.finish(state), generation.cache_length, size)
         return hidden
 
     def import_cache(self, cache: Any, state: PrefillState, generation: GenerationState) -> None:

@@ -1,7 +1,7 @@
 """Greedy answers without host synchronisation between the tokens: fused layers, static caches, CUDA graphs.
 
 The stock `generate` prepares an answer, and its loop makes the first token; meanwhile the decoder's forward call is one
-program over all layers. The tokens behind it come from a second program.
+program over all layers, or one for each size of picture. The tokens behind it come from a further program.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from strategy.backbone import Backbone, GreedyRequest
 from strategy.distributed.collectives import broadcast_first
 from strategy.distributed.watchdog import HangWatchdog
+from strategy.graph.batch_prefill import prefill_batch
 from strategy.graph.bucketing import bucket_prompts
 from strategy.graph.decoder import DECODE_CHUNK, FusedDecoder, GenerationState, plain_tensors
 from strategy.graph.fallback import FallbackPolicy, recoverable_errors, wants_graphs
@@ -208,7 +209,7 @@ class GraphGenerator:
         with plain_tensors():
             # Without a plan, the hooks leave them to the stock loop.
             state.added = state.added or self.backbone.added_features(kwargs)
-            hidden = self.decoder.prefill(kwargs["inputs_embeds"], kwargs["position_ids"], state, generation)
+            hidden = prefill_batch(self.decoder, kwargs["inputs_embeds"], kwargs["position_ids"], state, generation)
         # The stock model reads the cache by the name under which it gave it.
         return DecoderOutput(hidden, {name: kwargs[name] for name in kv_cache.NAMES if name in kwargs})
 

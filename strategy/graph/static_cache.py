@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from weakref import WeakValueDictionary
 
 import torch
@@ -53,6 +54,13 @@ class StaticKVCache:
         """Copy the keys and values [B, key heads, L, width] of a layer into its first slots."""
         for slots, given in zip(self.layers[number], (keys, values), strict=True):
             slots[:, :, : given.shape[2]] = given
+
+    def insert(self, rows: Tensor, other: StaticKVCache, length: int) -> None:
+        """Copy the first slots of a cache of G samples, and where these are, into the rows [G] of this one."""
+        for own, given in zip(chain(*self.layers), chain(*other.layers), strict=True):
+            own[:, :, :length].index_copy_(0, rows, given[:, :, :length])
+        self.slot.index_copy_(0, rows, other.slot)
+        self.position.index_copy_(0, rows, other.position)
 
     def begin(self, first: Tensor, eos_ids: Sequence[int], pad_id: int) -> None:
         """Begin to decode after the first token [B] of each answer."""

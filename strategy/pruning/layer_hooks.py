@@ -163,7 +163,7 @@ class LayerHooks:
             state.to_device(hidden.device)
             last = gather_rows(hidden, state.last_positions(hidden.shape[1]))
             state.finite = state.finite & last.isfinite().all()
-        samples = self.runner.finish(state)
+        samples = self.runner.finish([state], state.stages)
         if cache is not None:
             size = pruned_cache.trim(cache, len(self.decoder.layers), state)
             self.runner.record.add_cache(samples, kv_cache.length(cache), size)

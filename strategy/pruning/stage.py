@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import and_
 from typing import Any, NamedTuple
 
 import torch
@@ -211,25 +213,31 @@ class StageRunner:
             memo=group.memo,
         )
 
-    def finish(self, state: PrefillState) -> int:
+    def finish(self, states: Sequence[PrefillState], stages: list[Stage]) -> int:
         """Write a finished prefill into the record, and return how many of its samples have visual tokens.
+
+        Args:
+            states: The state of each part of the batch that was prefilled for itself.
+            stages: The prunes of the whole batch.
 
         Raises:
             ValueError: Features or scores are not finite, or a strategy selected other things than tokens in order.
         """
-        if not state.finite:
+        if not reduce(and_, (state.finite for state in states)):
             raise ValueError(
                 "the features of visual tokens or of what follows them are not finite, or scores of "
                 f"{self.record.strategy} are NaN: look at the pictures, the weights and the options, or compute in "
                 "bfloat16 or float32, which overflow later than float16"
             )
-        if not state.selected:
+        if not reduce(and_, (state.selected for state in states)):
             raise ValueError(
                 f"{self.record.strategy}: select() returned indices that are not in increasing order, or that are not "
                 "those of visual tokens: return the sorted indices of different ones, from 0 to N - 1"
             )
-        visual = [group.num_visual for group in state.groups for _ in group.samples if group.num_visual]
-        batch, depth = len(state.real), self.record.depth
-        self.record.add_stages(batch, visual, state.stages)
-        self.meter.prefill(batch, [state.length_after(state.prunes_before(number)) for number in range(depth)])
+        groups = [group for state in states for group in state.groups]
+        visual = [group.num_visual for group in groups for _ in group.samples if group.num_visual]
+        self.record.add_stages(sum(len(state.real) for state in states), visual, stages)
+        for state in states:
+            lengths = [state.length_after(state.prunes_before(number)) for number in range(self.record.depth)]
+            self.meter.prefill(len(state.real), lengths)
         return len(visual)
