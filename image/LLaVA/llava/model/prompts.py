@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from strategy import Layout, Span
@@ -42,62 +43,75 @@ def embed_prompts(
     Raises:
         ValueError: The number of frames is not that of image tokens.
     """
-    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+    # Where visual tokens go depends on the ids, so these are read on the host, all at once.
+    ids = input_ids.cpu()
+    real = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
     # Padding on either side goes; padding between the turns of a conversation stays, as the cache has it.
     borders = [(int(row.argmax()), row.shape[0] - int(row.flip(0).argmax())) for row in real.bool().int()]
-    prompts = [ids[first:end] for ids, (first, end) in zip(input_ids, borders, strict=True)]
-    masks = [mask[first:end] for mask, (first, end) in zip(real, borders, strict=True)]
-    wanted = sum(int((ids == IMAGE_TOKEN_INDEX).sum()) for ids in prompts)
+    prompts = [own[first:end] for own, (first, end) in zip(ids, borders, strict=True)]
+    masks = [own[first:end] for own, (first, end) in zip(real, borders, strict=True)]
+    wanted = sum(int((own == IMAGE_TOKEN_INDEX).sum()) for own in prompts)
     found = sum(len(visual.parts) for visual in visuals)
     if wanted != found:
         raise ValueError(f"the prompts have {wanted} image tokens, but {found} images were given")
     frames = ((visual, number) for visual in visuals for number in range(len(visual.parts)))
-    rows = [_embed_prompt(embed, ids, mask, frames) for ids, mask in zip(prompts, masks, strict=True)]
-    length = max(len(row) for row, _, _ in rows)
-    first_row = rows[0][0]
-    embeddings = first_row.new_zeros(len(rows), length, first_row.shape[-1])
-    mask = torch.zeros(len(rows), length, dtype=torch.long, device=embeddings.device)
+    rows = [_with_visual_tokens(own, mask, frames) for own, mask in zip(prompts, masks, strict=True)]
+    tokens = pad_sequence([row.ids for row in rows], batch_first=True, padding_side="left")
+    mask = pad_sequence([row.mask for row in rows], batch_first=True, padding_side="left").long()
+    embeddings = embed(tokens.to(input_ids.device, non_blocking=True))
     layout = []
-    for number, (row, row_mask, placed) in enumerate(rows):
-        pad = length - len(row)
-        embeddings[number, pad:], mask[number, pad:] = row, row_mask
-        layout.append(
-            [Span(tuple(pad + start for start in starts), visual.grid, visual.lead) for visual, starts in placed]
-        )
-    return embeddings, mask, layout
+    for number, row in enumerate(rows):
+        pad = tokens.shape[1] - len(row.ids)
+        embeddings[number, :pad] = 0
+        spans = []
+        for visual, starts in row.placed:
+            moved = tuple(pad + start for start in starts)
+            spans.append(Span(moved, visual.grid, visual.lead))
+            for start, part in zip(moved, visual.parts, strict=True):
+                embeddings[number, start : start + len(part)] = part.to(embeddings.device)
+        layout.append(spans)
+    return embeddings, mask.to(embeddings.device), layout
 
 
-def _embed_prompt(
-    embed: Callable[[Tensor], Tensor], ids: Tensor, mask: Tensor, frames: Iterator[tuple[Visual, int]]
-) -> tuple[Tensor, Tensor, list[tuple[Visual, list[int]]]]:
-    """Embed a prompt.
+class _Row(NamedTuple):
+    """A prompt with room for its visual tokens.
+
+    ids: [L], 0 for each visual token. mask: [L]. placed: The pictures and videos, with the index of each frame's first
+    token.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    placed: list[tuple[Visual, list[int]]]
+
+
+def _with_visual_tokens(ids: Tensor, mask: Tensor, frames: Iterator[tuple[Visual, int]]) -> _Row:
+    """Return a prompt with room for its visual tokens.
 
     Args:
-        embed: Embeds token ids.
         ids: Token ids [S] with `IMAGE_TOKEN_INDEX` for each frame.
         mask: A mask [S].
         frames: The frames that are not yet placed, each with its number in its picture or video; the prompt takes as
             many as it has image tokens.
-
-    Returns:
-        Embeddings [L, C], a mask [L], and the pictures and videos with the index of each frame's first token.
     """
     parts: list[Tensor] = []
     masks: list[Tensor] = []
     placed: list[tuple[Visual, list[int]]] = []
+    length = 0
     borders = [-1, *(ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids)]
     for number, (before, end) in enumerate(itertools.pairwise(borders)):
-        text = embed(ids[before + 1 : end])
         if number:
             visual, frame = next(frames)
             if frame == 0:
                 placed.append((visual, []))
-            placed[-1][1].append(sum(map(len, parts)))
-            parts.append(visual.parts[frame].to(text.device))
+            placed[-1][1].append(length)
+            parts.append(ids.new_zeros(len(visual.parts[frame])))
             masks.append(mask.new_ones(len(visual.parts[frame])))
-        parts.append(text)
+            length += len(visual.parts[frame])
+        parts.append(ids[before + 1 : end])
         masks.append(mask[before + 1 : end])
-    return torch.cat(parts), torch.cat(masks), placed
+        length += end - before - 1
+    return _Row(torch.cat(parts), torch.cat(masks), placed)
 
 
 def question_ids(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
