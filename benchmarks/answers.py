@@ -29,7 +29,7 @@ from benchmarks.report import answers_table, graph_decisions
 from benchmarks.roofline import DecoderLayers, decode_floor, measure_roofline, prefill_floor, vision_floor
 from benchmarks.speed import PartialResults, common_parser, dtype_of, facts, numbers, ways_of
 from strategy.backbone import find_backbone
-from strategy.evaluation.ahead import DEFAULT_WORKERS, prepare_ahead
+from strategy.evaluation.ahead import DEFAULT_WORKERS
 from strategy.evaluation.files import write_whole
 
 PROMPTS, BATCHES = 64, 4  # that a row answers at least
@@ -189,9 +189,9 @@ def measure_row(name: str, bench: Bench, files: Sequence[Path], batch: int, **op
     with attached(bench.case, **options) as record:
         first_batch = prepare(batches[0])
         warm_up(bench.case.model, lambda new: bench.generate(first_batch, new), bench.new)
-        with closing(prepare_ahead(prepare, batches, bench.workers)) as prepared:
+        with closing(bench.preparation.ahead(batches, bench.workers)) as prepared:
             texts, ahead = bench.answer_all(prepared)
-        alone, one_thread = bench.answer_all(prepare_ahead(timed, batches, workers=0))
+        alone, one_thread = bench.answer_all(map(timed, batches))
         before = record.clock.seconds()
         again, of_prepared = bench.answer_all(kept)
         spent = record.clock.seconds()

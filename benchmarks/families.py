@@ -1,7 +1,7 @@
 """What a backbone's file says about its models, prompts and pictures."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +34,14 @@ class Preparation(NamedTuple):
         write: Writes a file of random colours, given its path and a seed.
         prepare: Returns the arguments of `generate` on the CPU, given the files of a batch, as the lmms-eval model or
             the video script prepares them. The text is that of the case.
+        ahead: Yields them for each of several batches, prepared by so many threads ahead, as there.
         tokenizer: Which decodes the answers, see `words.word_tokenizer`.
     """
 
     suffix: str
     write: Callable[[Path, int], None]
     prepare: Callable[[Sequence[Path]], dict[str, Any]]
+    ahead: Callable[[Iterable[Sequence[Path]], int], Generator[dict[str, Any], None, None]]
     tokenizer: Any
 
 

@@ -3,7 +3,7 @@
 # Each backbone has an environment of its own, so what a builder needs is imported in it.
 # ruff: noqa: PLC0415
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.families import LAYERS, Preparation, Prompt, text_ids
 from benchmarks.visual_files import write_clip, write_picture
 from benchmarks.words import spelled, word_tokenizer
+from strategy.evaluation.ahead import prepare_batches
 from strategy.evaluation.pictures import open_picture
 
 PICTURE = (640, 480)  # pixels of a picture on disk
@@ -123,10 +124,10 @@ def llava_preparation(model: Any, ids: Sequence[int]) -> Preparation:
 
     processor = model.get_vision_tower().image_processor
 
-    def pixels(files: Sequence[Path]) -> Tensor:
-        return process_images([open_picture(file) for file in files], processor, model.config)
+    def pixels(file: Path) -> Tensor:
+        return process_images([open_picture(file)], processor, model.config)
 
-    return _llama_preparation(model, ids, ".jpg", partial(write_picture, size=PICTURE), pixels)
+    return _llama_preparation(model, ids, ".jpg", partial(write_picture, size=PICTURE), pixels, torch.cat)
 
 
 def video_preparation(model: Any, ids: Sequence[int]) -> Preparation:
@@ -135,10 +136,10 @@ def video_preparation(model: Any, ids: Sequence[int]) -> Preparation:
 
     side = model.model.video_tower.config.image_size
 
-    def pixels(files: Sequence[Path]) -> list[Tensor]:
-        return [prepare_video(load_video(file), side) for file in files]
+    def pixels(file: Path) -> Tensor:
+        return prepare_video(load_video(file), side)
 
-    return _llama_preparation(model, ids, ".mp4", write_clip, pixels)
+    return _llama_preparation(model, ids, ".mp4", write_clip, pixels, list)
 
 
 def _llama_preparation(
@@ -146,7 +147,8 @@ def _llama_preparation(
     ids: Sequence[int],
     suffix: str,
     write: Callable[..., None],
-    pixels: Callable[[Sequence[Path]], Any],
+    pixels: Callable[[Path], Tensor],
+    join: Callable[[list[Tensor]], Any],
 ) -> Preparation:
     from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
     from llava.mm_utils import pad_left, tokenizer_image_token
@@ -154,12 +156,20 @@ def _llama_preparation(
     tokenizer = word_tokenizer(model.config.vocab_size, {})
     text = spelled(ids, {IMAGE_TOKEN_INDEX: DEFAULT_IMAGE_TOKEN})
 
-    def prepare(files: Sequence[Path]) -> dict[str, Any]:
-        prompts = [tokenizer_image_token(text, tokenizer, return_tensors="pt") for _ in files]
-        inputs, mask = pad_left(prompts)
-        return {"inputs": inputs, "attention_mask": mask, "images": pixels(files)}
+    def read(file: Path) -> tuple[Tensor, Tensor]:
+        return tokenizer_image_token(text, tokenizer, return_tensors="pt"), pixels(file)
 
-    return Preparation(suffix, write, prepare, tokenizer)
+    def joined(prompts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        inputs, mask = pad_left([prompt for prompt, _ in prompts])
+        return {"inputs": inputs, "attention_mask": mask, "images": join([own for _, own in prompts])}
+
+    def prepare(files: Sequence[Path]) -> dict[str, Any]:
+        return joined([*map(read, files)])
+
+    def ahead(batches: Iterable[Sequence[Path]], workers: int) -> Generator[dict[str, Any], None, None]:
+        return prepare_batches(read, batches, joined, workers)
+
+    return Preparation(suffix, write, prepare, ahead, tokenizer)
 
 
 def _llama_prompt(model: Any, lengths: tuple[int, int, int], visual: int, images: Any) -> Prompt:

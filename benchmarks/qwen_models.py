@@ -14,6 +14,7 @@ import torch
 from benchmarks.families import LAYERS, Preparation, Prompt, text_ids
 from benchmarks.visual_files import write_picture
 from benchmarks.words import spelled, word_tokenizer
+from strategy.evaluation.ahead import prepare_ahead
 from strategy.evaluation.pictures import open_picture, to_rgb
 
 CELLS = (4, 16384)  # visual tokens of the smallest and of the largest picture that is not resized
@@ -151,7 +152,8 @@ def qwen_preparation(model: Any, ids: Sequence[int]) -> Preparation:
         return dict(processor(text=[text] * len(files), images=pictures, padding=True, return_tensors="pt"))
 
     side = _patches(model) * tower.patch_size
-    return Preparation(".jpg", partial(write_picture, size=(side, side)), prepare, tokenizer)
+    write = partial(write_picture, size=(side, side))
+    return Preparation(".jpg", write, prepare, partial(prepare_ahead, prepare), tokenizer)
 
 
 def qwen_prompt(model: Any, dtype: torch.dtype) -> Prompt:

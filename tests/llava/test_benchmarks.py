@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmark_checks import *  # noqa: F403
 
-from benchmarks import answers, report
+from benchmarks import answers, llava_models, report
 from benchmarks.roofline import Roofline, vision_floor
 from strategy import RunRecord
 
@@ -34,10 +34,10 @@ def test_the_decisions_of_the_graph_engine_are_listed_for_each_row():
 
 
 def test_answers_that_come_in_another_order_are_counted_and_told(tmp_path, capsys, monkeypatch):
-    def backwards(function, items, workers):
-        yield from map(function, items[::-1] if workers else items)
+    def backwards(function, batches, join, workers):
+        yield from (join([*map(function, batch)]) for batch in batches[::-1])
 
-    monkeypatch.setattr(answers, "prepare_ahead", backwards)
+    monkeypatch.setattr(llava_models, "prepare_batches", backwards)
     asked = "--backbone llava --budget 32 --device cpu --prompts 2 --new 4 --output"
     answers.main([*asked.split(), str(tmp_path)])
     [report_file] = tmp_path.glob("*.json")

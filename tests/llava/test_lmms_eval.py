@@ -179,4 +179,7 @@ def test_a_blank_line_cuts_no_answer(monkeypatch, until, expected):
     monkeypatch.setattr(lm.tokenizer, "batch_decode", lambda *_, **__: ["one\n\ntwo. three"])
     lm.task_dict = {"test": {"test": [{}]}}
     request = ("What?", {"until": until, "max_new_tokens": 1}, lambda document: [], 0, "test", "test")
-    assert lm._generate(lm._prepare([request])) == [expected]
+    instance = Instance(
+        "generate_until", arguments=request, idx=0, metadata={"task": "test", "repeats": 1, "doc_id": 0}
+    )
+    assert lm.generate_until([instance]) == [expected]

@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from strategy.evaluation.ahead import THREAD_NAME, prepare_ahead
+from strategy.evaluation.ahead import THREAD_NAME, prepare_ahead, prepare_batches
 
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 4])
 THREADED = pytest.mark.parametrize("workers", [1, 4])
@@ -132,3 +132,44 @@ def test_an_error_of_the_items_comes_through_and_leaves_no_thread():
     with pytest.raises(LookupError, match="no second item"):
         list(prepare_ahead(str, items(), 3))
     assert not threads()
+
+
+@WORKERS
+@pytest.mark.parametrize("sizes", [[], [1], [3, 1, 2], [2] * 9])
+def test_batches_are_joined_in_order(workers, sizes):
+    batches = [[(number, item) for item in range(size)] for number, size in enumerate(sizes)]
+    assert list(prepare_batches(str, batches, list, workers)) == [[str(item) for item in batch] for batch in batches]
+    assert not threads()
+
+
+def test_all_threads_work_on_the_first_batch_first():
+    together = threading.Barrier(3)
+
+    def work(item):
+        if item < 3:
+            together.wait(WAIT)  # raises where fewer than three threads come
+        return item
+
+    with closing(prepare_batches(work, [[0, 1, 2], [3], [4]], sum, 3)) as sums:
+        assert next(sums) == 3
+
+
+@WORKERS
+@pytest.mark.parametrize("where", ["item", "join"])
+def test_an_error_in_a_batch_comes_when_its_turn_has_come(workers, where):
+    def work(item):
+        if where == "item" and item == 3:
+            raise LookupError("item 3")
+        return item
+
+    def join(items):
+        if where == "join" and 3 in items:
+            raise LookupError("item 3")
+        return sum(items)
+
+    sums = prepare_batches(work, [[0, 1], [2, 3], [4, 5], [6, 7]], join, workers)
+    assert next(sums) == 1
+    with pytest.raises(LookupError, match="item 3"):
+        next(sums)
+    assert not threads()
+    assert list(sums) == []

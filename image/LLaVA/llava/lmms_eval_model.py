@@ -20,7 +20,7 @@ from llava.mm_utils import pad_left, place_pictures, process_images, tokenizer_i
 from llava.model.builder import load_pretrained_model, num_template_tokens, weight_folders
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
-from strategy.evaluation.ahead import DEFAULT_WORKERS, prepare_ahead
+from strategy.evaluation.ahead import DEFAULT_WORKERS, prepare_ahead, prepare_batches
 from strategy.evaluation.lmms_model import PrunedModelMixin
 from strategy.evaluation.special_tokens import as_text
 from strategy.evaluation.visuals import Unreadable
@@ -51,6 +51,14 @@ ARGUMENTS: dict[str, Any] = {
 WITHOUT_EFFECT = ("model_name", "truncation", "truncate_context", "tie_weights", "use_cache")
 DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
+
+
+class Prepared(NamedTuple):
+    """A question with the token ids of its prompt [S], the pixels of its pictures, and the generation's arguments."""
+
+    ids: Tensor
+    pixels: Tensor | None
+    arguments: dict[str, Any]
 
 
 class Batch(NamedTuple):
@@ -184,23 +192,18 @@ class LlavaVTR(PrunedModelMixin, lmms):
         chunks = collator.get_batched(n=self.batch_size)
         with (
             tqdm(total=len(requests), desc="Model Responding", disable=self.rank != 0) as bar,
-            closing(prepare_ahead(self._prepare, chunks, self.workers)) as batches,
+            closing(prepare_batches(self._prepare, chunks, _joined, self.workers)) as batches,
         ):
             for batch in batches:
                 answers += self._generate(batch)
                 bar.update(len(batch.ids))
         return collator.get_original(answers)
 
-    def _prepare(self, chunk: Sequence[tuple[Any, ...]]) -> Batch:
-        """Read and prepare the prompts and pictures of requests, given by their arguments; any thread may do that."""
-        contexts, arguments, doc_to_visual, doc_ids, tasks, splits = zip(*chunk, strict=True)
-        pictures = [
-            to_visual(self.task_dict[task][split][doc_id])
-            for to_visual, task, split, doc_id in zip(doc_to_visual, tasks, splits, doc_ids, strict=True)
-        ]
-        prompts = [self._tokenize(text, len(own), None) for text, own in zip(contexts, pictures, strict=True)]
-        pixels = self._pixels([picture for own in pictures for picture in own])
-        return Batch(*pad_left(prompts), pixels, arguments[0])
+    def _prepare(self, request: tuple[Any, ...]) -> Prepared:
+        """Read and prepare the prompt and pictures of a request, given by its arguments; any thread may do that."""
+        context, arguments, doc_to_visual, doc_id, task, split = request
+        pictures = doc_to_visual(self.task_dict[task][split][doc_id])
+        return Prepared(self._tokenize(context, len(pictures), None), self._pixels(pictures), arguments)
 
     def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the part of each picture that the grid of its tokens covers."""
@@ -296,3 +299,10 @@ class LlavaVTR(PrunedModelMixin, lmms):
             logits = torch.cat([logits, later.logits], dim=1)
         loss = torch.nn.functional.cross_entropy(logits[0], continuation)
         return float(loss), bool((logits[0].argmax(-1) == continuation).all())
+
+
+def _joined(questions: Sequence[Prepared]) -> Batch:
+    """Return prepared questions, whose generation has the same arguments, as a batch."""
+    pixels = [question.pixels for question in questions if question.pixels is not None]
+    ids, mask = pad_left([question.ids for question in questions])
+    return Batch(ids, mask, torch.cat(pixels) if pixels else None, questions[0].arguments)

@@ -17,7 +17,7 @@ import strategy
 from llava.mm_utils import pad_left
 from strategy.config import ALIASES, describe_options, strategy_options
 from strategy.distributed import collectives, processes, watchdog
-from strategy.evaluation.ahead import DEFAULT_WORKERS, prepare_ahead
+from strategy.evaluation.ahead import DEFAULT_WORKERS, prepare_batches
 from strategy.evaluation.lmms_model import IGNORED_ON_RESUME, what_answers_depend_on
 from strategy.evaluation.questions import concerns_the_model
 from strategy.evaluation.special_tokens import as_text
@@ -148,19 +148,16 @@ class Answerer:
             raise ValueError(f"the prompt has {prompt} tokens, --model_max_length allows {self.limit}")
         return ids, video
 
-    def prepare_each(self, samples: Sequence[Sample]) -> list[Prepared | ValueError]:
-        """Prepare questions; the error that prevents one stands in its place.
+    def prepare_or_explain(self, sample: Sample) -> Prepared | ValueError:
+        """Prepare a question, or return the error that prevents that.
 
         Raises:
             Exception: What concerns the model itself.
         """
-        prepared: list[Prepared | ValueError] = []
-        for sample in samples:
-            try:
-                prepared.append(self.prepare(sample))
-            except Exception as error:
-                prepared.append(explained(error))
-        return prepared
+        try:
+            return self.prepare(sample)
+        except Exception as error:
+            return explained(error)
 
     @torch.inference_mode()
     def __call__(self, prepared: Sequence[Prepared]) -> list[str]:
@@ -184,7 +181,7 @@ class Answerer:
         """Return for each question its answer, or the error that prevents one.
 
         Args:
-            prepared: The questions, as `prepare_each` returns them.
+            prepared: The questions, as `prepare_or_explain` returns them.
 
         Raises:
             Exception: What concerns the model itself.
@@ -221,7 +218,7 @@ def answer_all(
         answers: The file.
         batch_size: How many questions are answered at a time.
         strict: Whether the first question that cannot be answered ends the run.
-        workers: How many threads prepare the questions of the next batches, see `prepare_ahead`.
+        workers: How many threads prepare the questions of the next batches, see `prepare_batches`.
 
     Returns:
         What could not be answered.
@@ -235,7 +232,7 @@ def answer_all(
     batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
     with (
         tqdm(total=done + len(waiting), initial=done, disable=hidden, desc="Answering", unit="question") as bar,
-        closing(prepare_ahead(answerer.prepare_each, batches, workers)) as prepared,
+        closing(prepare_batches(answerer.prepare_or_explain, batches, list, workers)) as prepared,
     ):
         for batch in batches:
             watchdog.heartbeat()
