@@ -87,6 +87,16 @@ ANSWER_COLUMNS = [
     _column("floor ms", ".2f", "floor"),
 ]
 
+MIXED_COLUMNS = [
+    Column[Row](key="name", header="", get=lambda row: row["name"]),
+    Column[Row](key="sizes", header="sizes of the pictures", get=lambda row: row["sizes"]),
+    _column("visual tokens", "d", "visual"),
+    _column("vision ms", ".1f", "vision"),
+    _column("prefill ms", ".1f", "prefill"),
+    _column("first tokens ms", ".1f", "first"),
+    _column("answers ms", ".1f", "answers"),
+]
+
 TARGET_COLUMNS: list[Column[Row]] = [
     Column(key="name", header="target", get=lambda row: row["name"]),
     Column(key="limit", header="limit", get=lambda row: f"{row['limit']:g}"),
@@ -126,6 +136,12 @@ def answers_table(found: dict[str, Any]) -> str:
     about = found["about"]
     table = _table([*_first_columns(about["visual"]), *ANSWER_COLUMNS], found["rows"])
     return f"{table}\n{made_with(about)}\n\n`{about['command']}`\n"
+
+
+def mixed_table(found: dict[str, Any]) -> str:
+    """Return the table of `benchmarks.mixed` in Markdown, and what it was made on and by which command."""
+    about = found["about"]
+    return f"{_table(MIXED_COLUMNS, found['rows'])}\n{made_with(about)}\n\n`{about['command']}`\n"
 
 
 def graph_decisions(rows: Iterable[Row]) -> str:

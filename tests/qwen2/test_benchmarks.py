@@ -8,7 +8,7 @@ import torch
 from benchmark_checks import *  # noqa: F403
 from launching import run
 
-from benchmarks import scaling
+from benchmarks import mixed, scaling
 from benchmarks.models import build
 
 
@@ -65,3 +65,35 @@ def test_what_several_processes_take_is_measured(tmp_path, way):
     assert pruned["collectives"]["all-gather"] > 0
     assert (unpruned["collectives"]["all-gather"] > 0) == way.startswith("zero")
     assert (pruned["collectives"]["broadcast"] > 0) == way.startswith("tensor")
+
+
+def test_pictures_of_many_sizes_are_measured_beside_as_many_of_one_size(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mixed, "MEASURED", 1)
+    words = "--backbone qwen2 --budget 0.334 --device cpu --batch 3 --new 2 --output"
+    mixed.main([*words.split(), str(tmp_path)])
+    file = next(tmp_path.glob("*.json"))
+    rows = json.loads(file.read_text())["rows"]
+    names = [f"{way} {engine}" for engine in ("graph", "eager") for way in ("unpruned", "pruned 0.334")]
+    assert [(row["name"], row["sizes"]) for row in rows] == [
+        (name, sizes) for name in names for sizes in ("one", "many", "many, by graphs")
+    ]
+    assert all(row["visual"] == pytest.approx(3 * 144, rel=0.05) for row in rows)
+    assert all(0 < row["prefill"] < row["first"] for row in rows)
+    assert file.with_suffix(".md").read_text() in capsys.readouterr().out
+
+
+def test_sizes_of_a_mixed_batch_differ_and_are_drawn_from_a_seed():
+    sizes = mixed.grids(16, 1296, seed=5)
+    assert len(set(sizes)) == 16
+    assert sum(height * width for height, width in sizes) == pytest.approx(16 * 1296, rel=0.02)
+    assert sizes == mixed.grids(16, 1296, seed=5) != mixed.grids(16, 1296, seed=6)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("--backbone llava", "its pictures have one size"), ("--backbone qwen2 --batch 1", "at least 2")],
+)
+def test_what_cannot_be_mixed_is_told(capsys, words, told):
+    with pytest.raises(SystemExit):
+        mixed.parse([*words.split(), "--budget", "0.334", "--device", "cpu"])
+    assert told in capsys.readouterr().err
