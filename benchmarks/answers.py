@@ -22,12 +22,13 @@ from torch import nn
 from tqdm import tqdm
 
 import strategy
+from benchmarks.command_line import common_parser, dtype_of, facts, numbers, ways_of
 from benchmarks.families import Preparation
 from benchmarks.measure import attached, layer_lengths, warm_up
 from benchmarks.models import Case, build, preparation
 from benchmarks.report import answers_table, graph_decisions
 from benchmarks.roofline import DecoderLayers, decode_floor, measure_roofline, prefill_floor, vision_floor
-from benchmarks.speed import PartialResults, common_parser, dtype_of, facts, numbers, ways_of
+from benchmarks.speed import PartialResults
 from strategy.backbone import find_backbone
 from strategy.evaluation.ahead import DEFAULT_WORKERS
 from strategy.evaluation.files import write_whole

@@ -1,8 +1,9 @@
 """What a backbone's file says about its models, prompts and pictures."""
 
 import random
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -53,12 +54,15 @@ class Family(NamedTuple):
         prompt: Returns a prompt, given the model and the dtype of the pixels.
         argument: The argument of `generate` for token ids.
         preparation: Returns how prompts are prepared, given the model and the token ids of its prompt.
+        sized: By what can vary of a prompt, "visual" (tokens of a picture) or "frames" (of a video), what returns a
+            prompt of so many, given the model, the dtype of the pixels and the number.
     """
 
     create: Callable[[torch.dtype, bool], Any]
     prompt: Callable[[Any, torch.dtype], Prompt]
     argument: str
     preparation: Callable[[Any, Sequence[int]], Preparation]
+    sized: Mapping[str, Callable[[Any, torch.dtype, int], Prompt]] = MappingProxyType({})
 
 
 def text_ids(count: int, end: int) -> list[int]:

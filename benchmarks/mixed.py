@@ -19,10 +19,11 @@ import torch
 from tqdm import tqdm
 
 import strategy
+from benchmarks.command_line import common_parser, dtype_of, facts, ways_of
 from benchmarks.measure import attached
 from benchmarks.models import Case, build
 from benchmarks.report import mixed_table
-from benchmarks.speed import common_parser, dtype_of, facts, stem_of, ways_of
+from benchmarks.speed import stem_of
 from strategy.evaluation.files import write_whole
 from strategy.metrics.record import RunRecord
 

@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from benchmarks import llava_models, qwen_models
-from benchmarks.families import Family, Preparation
+from benchmarks.families import Family, Preparation, Prompt
 
 SPREAD = 0.02  # standard deviation of the weights, at which activations stay far below float16's largest number
 
@@ -54,9 +54,31 @@ def build(backbone: str, device: str, dtype: torch.dtype, small: bool = False, t
     family, place = _FAMILIES[backbone], torch.device(device)
     with _seeded(place, 0), place, torch.no_grad():
         model = (_to_split(family.create, dtype, small) if to_split else _fill(family.create(dtype, small))).eval()
-        prompt = family.prompt(model, dtype)
-        ids = torch.tensor([prompt.ids])
-        inputs = {family.argument: ids, "attention_mask": torch.ones_like(ids)} | prompt.visuals
+        return _case(family, model, family.prompt(model, dtype))
+
+
+def resized(backbone: str, case: Case, what: str, size: int) -> Case:
+    """Return a case of the same model whose prompt has another picture or video.
+
+    Args:
+        backbone: The backbone.
+        case: Its case.
+        what: Of what there shall be so many, one of `sizes_of`.
+        size: How many.
+    """
+    family, model = _FAMILIES[backbone], case.model
+    with _seeded(model.device, 0), model.device, torch.no_grad():
+        return _case(family, model, family.sized[what](model, model.dtype, size))
+
+
+def sizes_of(backbone: str) -> list[str]:
+    """Return what can vary of a backbone's prompt, see `Family.sized`."""
+    return [*_FAMILIES[backbone].sized]
+
+
+def _case(family: Family, model: Any, prompt: Prompt) -> Case:
+    ids = torch.tensor([prompt.ids])
+    inputs = {family.argument: ids, "attention_mask": torch.ones_like(ids)} | prompt.visuals
     return Case(model, inputs, prompt.visual, prompt.tokens)
 
 
@@ -121,7 +143,8 @@ def _fill(model: Any) -> Any:
     return model
 
 
-QWEN = (qwen_models.qwen_prompt, "input_ids", qwen_models.qwen_preparation)
+SIZED = {"visual": qwen_models.qwen_picture_prompt, "frames": qwen_models.qwen_video_prompt}
+QWEN = (qwen_models.qwen_prompt, "input_ids", qwen_models.qwen_preparation, SIZED)
 _FAMILIES = {
     "llava": Family(llava_models.create_llava, llava_models.llava_prompt, "inputs", llava_models.llava_preparation),
     "video": Family(llava_models.create_video, llava_models.video_prompt, "inputs", llava_models.video_preparation),

@@ -5,7 +5,8 @@
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from strategy.evaluation.ahead import prepare_ahead
 from strategy.evaluation.pictures import open_picture, to_rgb
 
 CELLS = (4, 16384)  # visual tokens of the smallest and of the largest picture that is not resized
+FRAME, SMALL_FRAME = (8, 16), (2, 4)  # visual tokens of two frames of a video, by rows and columns
+TIME_TOKENS = 6  # of a time such as <12.5 seconds>
 
 SMALL_QWEN = {
     "vocab_size": 320,
@@ -118,7 +121,12 @@ def create_qwen3(dtype: torch.dtype, small: bool) -> Any:
 
 def _patches(model: Any) -> int:
     """Return how many patches there are along a side of the picture."""
-    return 24 if model.config.get_text_config().vocab_size == SMALL_QWEN["vocab_size"] else 72
+    return 24 if _is_small(model) else 72
+
+
+def _is_small(model: Any) -> bool:
+    size: int = model.config.get_text_config().vocab_size
+    return size == SMALL_QWEN["vocab_size"]
 
 
 def qwen_preparation(model: Any, ids: Sequence[int]) -> Preparation:
@@ -158,17 +166,60 @@ def qwen_preparation(model: Any, ids: Sequence[int]) -> Preparation:
 
 def qwen_prompt(model: Any, dtype: torch.dtype) -> Prompt:
     """Return a prompt with one picture."""
-    config, tower = model.config, model.config.vision_config
-    end, side = model.generation_config.eos_token_id, _patches(model)
-    visual = (side // tower.spatial_merge_size) ** 2
-    text = model.generation_config.pad_token_id
-    before = [*text_ids(14, text), config.vision_start_token_id]
+    return qwen_picture_prompt(model, dtype, (_patches(model) // model.config.vision_config.spatial_merge_size) ** 2)
+
+
+def qwen_picture_prompt(model: Any, dtype: torch.dtype, visual: int) -> Prompt:
+    """Return a prompt with one square picture of so many visual tokens.
+
+    Raises:
+        ValueError: There is no such picture.
+    """
+    side = isqrt(visual)
+    if side < 2 or side**2 != visual:
+        raise ValueError(f"visual={visual}: want the tokens of a square picture, such as 256, 576 or 1024")
+    config = model.config
+    places = [config.vision_start_token_id, *[config.image_token_id] * visual, config.vision_end_token_id]
+    return _qwen_prompt(model, dtype, places, (1, side, side), ("pixel_values", "image_grid_thw"))
+
+
+def qwen_video_prompt(model: Any, dtype: torch.dtype, frames: int) -> Prompt:
+    """Return a prompt with one video of so many frames, of which the tower makes one of two.
+
+    Raises:
+        ValueError: The frames do not fill the tower's.
+    """
+    config, together = model.config, model.config.vision_config.temporal_patch_size
+    if frames < together or frames % together:
+        raise ValueError(f"frames={frames}: want a multiple of {together}")
+    times, (rows, columns) = frames // together, SMALL_FRAME if _is_small(model) else FRAME
+    frame = [config.video_token_id] * (rows * columns)
+    # Qwen3-VL has the time before each frame, and marks around it.
+    apart = config.model_type == "qwen3_vl"
+    parts = [frame] * times if apart else [frame * times]
+    stamp = text_ids(TIME_TOKENS if apart else 0, model.generation_config.pad_token_id)
+    marked = [[*stamp, config.vision_start_token_id, *each, config.vision_end_token_id] for each in parts]
+    grid = (times, rows, columns)
+    return _qwen_prompt(model, dtype, [*chain(*marked)], grid, ("pixel_values_videos", "video_grid_thw"))
+
+
+def _qwen_prompt(
+    model: Any, dtype: torch.dtype, places: list[int], grid: tuple[int, int, int], names: tuple[str, str]
+) -> Prompt:
+    """Return a prompt.
+
+    Args:
+        model: The model.
+        dtype: That of the pixels.
+        places: The ids in whose place the visual tokens stand, with the marks around them.
+        grid: Of the visual tokens (T, H, W).
+        names: The arguments for pixels and for the grid of patches.
+    """
+    tower, (times, rows, columns) = model.config.vision_config, grid
+    end, text = model.generation_config.eos_token_id, model.generation_config.pad_token_id
     # As in the chat template, four tokens follow the one that ends the question's turn.
-    after = [config.vision_end_token_id, *text_ids(34, text), end, *text_ids(4, text)]
-    ids = [*before, *[config.image_token_id] * visual, *after]
+    ids = [*text_ids(14, text), *places, *text_ids(34, text), end, *text_ids(4, text)]
+    patches = [times, *(side * tower.spatial_merge_size for side in (rows, columns))]
     width = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
-    visuals = {
-        "pixel_values": torch.randn(side * side, width, dtype=dtype),
-        "image_grid_thw": torch.tensor([[1, side, side]]),
-    }
-    return Prompt(ids, visuals, visual, len(ids))
+    visuals = {names[0]: torch.randn(prod(patches), width, dtype=dtype), names[1]: torch.tensor([patches])}
+    return Prompt(ids, visuals, prod(grid), len(ids))

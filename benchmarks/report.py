@@ -76,6 +76,26 @@ SERVING_COLUMNS = [
     _column("99 %", ".0f", "served_first_99"),
 ]
 
+
+def _beside_floor(title: str, key: str, floor: str) -> list[Column[Row]]:
+    """Return the columns of a time, of the least one, and of how many times the least it is."""
+    return [
+        _column(title, ".2f", key),
+        _column("floor", ".2f", floor),
+        Column(key=key, header="times floor", format=number(".2f"), get=lambda row: row[key] / row[floor]),
+    ]
+
+
+POINT_COLUMNS = [
+    *_beside_floor("prefill ms a prompt", "prefill", "prefill_floor"),
+    *_beside_floor("decode ms a step", "decode", "decode_floor"),
+    _column("cache GB", ".2f", "cache", 1e-9),
+    _column("peak GB", ".1f", "peak", 1e-9),
+    Column[Row](key="note", header="note", get=lambda row: row["note"]),
+]
+TOWER_COLUMNS = [*_beside_floor("vision tower ms a prompt", "time", "floor"), POINT_COLUMNS[-1]]
+PER_PROMPT = ("prefill", "prefill_floor", "time", "floor")  # times of a batch, shown as those of a prompt
+
 ANSWER_PARTS = ("host", "vision", "prefill", "decode", "other")
 ANSWER_COLUMNS = [
     _column("answers/s", ".2f", "ahead"),
@@ -142,6 +162,29 @@ def mixed_table(found: dict[str, Any]) -> str:
     """Return the table of `benchmarks.mixed` in Markdown, and what it was made on and by which command."""
     about = found["about"]
     return f"{_table(MIXED_COLUMNS, found['rows'])}\n{made_with(about)}\n\n`{about['command']}`\n"
+
+
+def curve_table(found: dict[str, Any]) -> str:
+    """Return the tables of `benchmarks.curves` in Markdown, and what they were made on and by which command."""
+    about = found["about"]
+    value = Column[Row](key="value", header=about["vary"], get=lambda row: f"{row['value']:g}")
+    points, towers = ([_shown(row) for row in found[kind]] for kind in ("points", "towers"))
+    name, batch, stages = _first_columns(about["visual"])
+    where = [value] if about["vary"] == "batch" else [value, batch]
+    parts = [_table([name, *where, stages, *POINT_COLUMNS], points)]
+    parts += [_table([*where, *TOWER_COLUMNS], towers)] if towers else []
+    parts += [f"{made_with(about)}, {about['new']} tokens an answer", f"`{about['command']}`\n"]
+    return "\n\n".join(parts)
+
+
+def _shown(row: Row) -> Row:
+    """Return a point of a curve with what its row of the table shows."""
+    measured = {key: value for key, value in row.items() if value is not None}
+    each = {key: measured[key] / row["batch"] for key in PER_PROMPT if key in measured}
+    note = row["failure"] or "; ".join(f"without a graph: {each}" for each in row.get("graphless", ()))
+    stages = row.get("stages") or [row.get("visual", "")]
+    names = {} if "way" not in row else {"name": row["way"]}
+    return measured | each | names | {"note": note, "stages": stages}
 
 
 def graph_decisions(rows: Iterable[Row]) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from strategy.backbone import find_backbone
 from strategy.kernels.layer_facts import pair_cost, token_cost
-from strategy.kernels.layer_spec import LayerSpec
+from strategy.kernels.layer_spec import LayerSpec, part
 
 
 class Roofline(NamedTuple):
@@ -55,6 +55,11 @@ class DecoderLayers(NamedTuple):
             length * (token_cost(layer, self.experts) + pair_cost(layer, spec) * length / 2)
             for layer, spec, length in zip(self.modules, self.specs, lengths, strict=True)
         ]
+
+    def cache_bytes(self) -> list[int]:
+        """Return the bytes that each layer keeps of a token: its key and its value."""
+        keys: list[Any] = [part(layer, spec.key) for layer, spec in zip(self.modules, self.specs, strict=True)]
+        return [2 * each.weight.shape[0] * each.weight.element_size() for each in keys]
 
 
 def median_ms(run: Callable[[], Any], device: torch.device, repeats: int, warm_up: int = 3) -> float:
@@ -113,9 +118,23 @@ def prefill_floor(layers: DecoderLayers, lengths: Sequence[int], batch: int, roo
     return 1000 * total
 
 
-def decode_floor(model: Any, roofline: Roofline) -> float:
-    """Return the least time of a decoded token in ms, in which its weights are read once."""
-    return 1000 * _bytes([*model.get_decoder().layers, model.get_output_embeddings()]) / roofline.bytes
+def decode_floor(model: Any, roofline: Roofline, batch: int = 1, held: float = 0) -> float:
+    """Return the least time of a decode step in ms, in which weights and cache are read once.
+
+    For each layer, and for the output head, this is the longer one of the time of its operations and the time to read.
+
+    Args:
+        model: The model.
+        roofline: The rates of the device.
+        batch: How many samples are decoded at once.
+        held: The tokens of each that the cache holds.
+    """
+    layers, head = DecoderLayers.of(model), model.get_output_embeddings()
+    total = roofline.least_seconds(batch * head.weight.numel(), _bytes([head]))
+    for layer, spec, cached in zip(layers.modules, layers.specs, layers.cache_bytes(), strict=True):
+        multiply_adds = batch * (token_cost(layer, layers.experts) + pair_cost(layer, spec) * held)
+        total += roofline.least_seconds(multiply_adds, _bytes([layer]) + batch * held * cached)
+    return 1000 * total
 
 
 def vision_floor(parts: Sequence[nn.Module], multiply_adds: float, batch: int, roofline: Roofline) -> float:

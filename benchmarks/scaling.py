@@ -17,10 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 import strategy
+from benchmarks.command_line import common_parser, dtype_of, facts, ways_of
 from benchmarks.measure import attached, warm_up
 from benchmarks.models import Case, build
 from benchmarks.report import scaling_table
-from benchmarks.speed import common_parser, dtype_of, facts, ways_of
 from strategy.distributed import collectives, processes, tensor_parallel, zero
 from strategy.evaluation.files import write_whole
 

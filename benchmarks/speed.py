@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,39 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tqdm import tqdm
 
-import strategy
+from benchmarks.command_line import commit, common_parser, dtype_of, facts, numbers, ways_of
 from benchmarks.measure import Row, first_difference, free_method_prefill, measure_row
-from benchmarks.models import BACKBONES, Case, build
+from benchmarks.models import Case, build
 from benchmarks.report import graph_decisions, made_with, picture, tables
 from benchmarks.roofline import DecoderLayers, decode_floor, measure_roofline, prefill_floor
 from strategy.evaluation.files import write_whole
-from strategy.kernels.layer_spec import part
 
 ENGINES = ("eager", "graph")
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 RowKey = tuple[str, str, int]
 """The way to answer, the engine and the batch of a row."""
-
-
-def common_parser(description: str | None, new: int, output: str) -> argparse.ArgumentParser:
-    """Return a command line with the arguments of every benchmark.
-
-    Args:
-        description: What the benchmark does.
-        new: The default of `--new`.
-        output: The default of `--output`.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--backbone", required=True, choices=BACKBONES)
-    parser.add_argument("--budget", default="192", help="keep_tokens, or up to 1 retain_ratio; several, such as 192,64")
-    parser.add_argument("--strategy", default="clse", choices=strategy.available())
-    parser.add_argument("--dtype", choices=DTYPES, help="float16 on a GPU, else float32")
-    parser.add_argument("--new", type=int, default=new, help="tokens decoded an answer")
-    parser.add_argument("--output", default=output, help="folder for what is written")
-    return parser
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -55,44 +33,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def dtype_of(arguments: argparse.Namespace, device: torch.device) -> torch.dtype:
-    """Return the type of the weights: the given one, or the one that fits the device."""
-    return DTYPES[arguments.dtype or ("float32" if device.type == "cpu" else "float16")]
-
-
-def ways_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the options of `strategy.VTRConfig` for each way to answer, the unpruned one first.
-
-    Raises:
-        ValueError: A budget is no number.
-    """
-    budgets = dict.fromkeys(numbers(arguments.budget, float))
-    pruned = {f"pruned {budget:g}": {"strategy": arguments.strategy, **budget_option(budget)} for budget in budgets}
-    return {"unpruned": {"enabled": False}, **pruned}
-
-
-def budget_option(budget: float) -> dict[str, Any]:
-    """Return a budget as the option of `VTRConfig` that it stands for."""
-    return {"retain_ratio": budget} if budget <= 1 else {"keep_tokens": int(budget)}
-
-
-def numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """Return the numbers of a comma-separated list."""
-    return [kind(each) for each in text.split(",") if each]
-
-
 def stem_of(arguments: argparse.Namespace) -> str:
     """Return the name of a run's files, without suffix."""
     return f"{arguments.backbone}_{arguments.strategy}_{arguments.budget.replace(',', '_')}"
-
-
-def commit() -> str:
-    """Return the commit that is measured, with a plus if files differ from it."""
-    try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 class PartialResults:
@@ -178,8 +121,7 @@ def measure(arguments: argparse.Namespace, results: PartialResults) -> dict[str,
         for way in [*ways][1:]:
             free[way] = free_method_prefill(case, results.rows[way, "graph", 1].lengths, 1, arguments.repeats)
             bar.update()
-    keys: Any = part(layers.modules[0], layers.specs[0].key)
-    kept_token = 2 * len(layers.modules) * keys.weight.shape[0] * keys.weight.element_size()
+    kept_token = sum(layers.cache_bytes())
     found = {}
     for way, budget in zip(ways, budgets, strict=True):
         eager, graph = (results.rows[way, engine, 1] for engine in ENGINES)
@@ -202,24 +144,6 @@ def measure(arguments: argparse.Namespace, results: PartialResults) -> dict[str,
         },
         "rows": [each._asdict() for each in results.rows.values()],
         "ways": found,
-    }
-
-
-def facts(
-    arguments: argparse.Namespace, case: Case, device: torch.device, dtype: torch.dtype, command: str
-) -> dict[str, Any]:
-    """Return what is measured, on which device and with which versions."""
-    return {
-        "backbone": arguments.backbone,
-        "strategy": arguments.strategy,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, a small size",
-        "dtype": str(dtype).removeprefix("torch."),
-        "visual": case.visual,
-        "tokens": case.tokens,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": commit(),
-        "command": command,
     }
 
 

@@ -13,8 +13,11 @@ import torch
 from matrix import runs_on
 
 import strategy
-from benchmarks import answers, speed
-from benchmarks.models import BACKBONES, Case, batched, build, preparation
+from benchmarks import answers, curves, speed
+from benchmarks.command_line import numbers
+from benchmarks.models import BACKBONES, Case, batched, build, preparation, resized, sizes_of
+from benchmarks.settings import VARIED
+from benchmarks.tower import replayed, vision_calls
 from strategy import VTRConfig
 from strategy.backbone import find_backbone
 
@@ -223,3 +226,103 @@ def test_answers_from_files_are_the_same_in_each_run_and_an_interrupted_run_goes
         assert pruned["floor"] < graph["floor"] == unpruned["floor"]
     assert all(0 < row["first"] <= row["first_99"] for row in alone)
     assert all(math.isnan(row["first"]) and math.isnan(row["first_99"]) for row in together)
+
+
+def test_a_prompt_of_another_size_has_as_many_visual_tokens_as_asked(backbone_name, case):
+    # Pictures by their visual tokens; of a small video two frames have 2 x 4.
+    expected = {"visual": (16, 16), "frames": (4, 16)}
+    assert sizes_of(backbone_name) == (list(expected) if backbone_name.startswith("qwen") else [])
+    for what in sizes_of(backbone_name):
+        size, visual = expected[what]
+        other = resized(backbone_name, case, what, size)
+        assert other.visual == visual
+        first, second = received(case, batched(other, 2))
+        assert len(first) == other.tokens
+        assert int((first != second).any(-1).sum()) == visual
+
+
+def test_answers_are_the_same_where_the_visual_tokens_are_made_only_once(backbone_name, case):
+    ran = []
+    for each in (case, *(resized(backbone_name, case, what, 16) for what in sizes_of(backbone_name))):
+        inputs = batched(each, 2)
+        config = VTRConfig(keep_tokens=64, engine="graph")
+        with strategy.prune(case.model, config):
+            wanted = answered(case, inputs)
+        calls = vision_calls(each, inputs)
+        ran.clear()
+        handles = [next(call.module.children()).register_forward_hook(lambda *_: ran.append(1)) for call in calls]
+        with replayed(each, calls), strategy.prune(case.model, config):
+            for _ in range(2):
+                assert torch.equal(answered(case, inputs), wanted)
+        assert not ran
+        with strategy.prune(case.model, config):
+            assert torch.equal(answered(case, inputs), wanted)
+        assert ran, "afterwards the tower runs again"
+        for handle in handles:
+            handle.remove()
+
+
+def curve_words(backbone_name, vary, folder):
+    budgets = "0.334" if backbone_name.startswith("qwen") else "32"
+    words = f"--backbone {backbone_name} --vary {vary} --budget {budgets} --device cpu --repeats 1 --new 3 --output"
+    return [*words.split(), str(folder)]
+
+
+def test_all_curves_are_measured_and_drawn(backbone_name, tmp_path, capsys):
+    for vary in ("batch", "budget", *sizes_of(backbone_name)):
+        curves.main(curve_words(backbone_name, vary, tmp_path / vary))
+        points, table, picture = sorted(
+            (tmp_path / vary).iterdir(), key=lambda file: (".json", ".md", ".png").index(file.suffix)
+        )
+        assert table.read_text() in capsys.readouterr().out
+        assert picture.stat().st_size > 1000
+        found = json.loads(points.read_text())
+        values = numbers(VARIED[vary].small, float)
+        by_way = {}
+        for point in found["points"]:
+            assert not point["failure"]
+            assert all(point[key] > 0 for key in ("prefill", "prefill_floor", "decode", "decode_floor", "cache"))
+            assert point["visual"] > 0
+            by_way.setdefault(point["way"], []).append(point)
+        unpruned, pruned = by_way.values()
+        assert [point["value"] for point in pruned] == values
+        assert [point["value"] for point in unpruned] == ([1] if vary == "budget" else values)
+        assert [tower["value"] for tower in found["towers"]] == ([1] if vary == "budget" else values)
+        assert all(tower["floor"] > 0 and tower["time"] > 0 for tower in found["towers"])
+        for whole, less in zip(unpruned, pruned, strict=vary != "budget"):
+            assert less["batch"] == whole["batch"]
+            assert less["prefill_floor"] <= whole["prefill_floor"]
+            assert less["cache"] <= whole["cache"]
+
+
+def test_points_of_a_curve_that_fail_are_told_and_no_larger_one_is_tried(backbone_name, tmp_path, capsys, monkeypatch):
+    measure_point, tried = curves.measure_point, []
+
+    def measure(way, value, *args, **options):
+        tried.append((way, value))
+        if way == "unpruned" and value >= 2:
+            raise torch.cuda.OutOfMemoryError
+        if len(tried) == 5:
+            raise KeyboardInterrupt
+        return measure_point(way, value, *args, **options)
+
+    monkeypatch.setattr(curves, "measure_point", measure)
+    words = [*curve_words(backbone_name, "batch", tmp_path), "--no_tower", "--values"]
+    with pytest.raises(KeyboardInterrupt):
+        curves.main([*words, "2,3,1"])
+    way = tried[1][0]
+    assert tried == [("unpruned", 2), (way, 2), (way, 3), ("unpruned", 1), (way, 1)]
+    printed = capsys.readouterr().out
+    assert "unpruned, 2: not measured, does not fit into memory" in printed
+    assert "unpruned, 3: not measured, does not fit into memory, as 2 does not" in printed
+    [file] = tmp_path.glob("*.json")
+    assert [point["value"] for point in json.loads(file.read_text())["points"]] == [2, 2, 3, 3, 1]
+    kept = file.rename(tmp_path / "kept.json")
+    curves.main([*words, "1"])
+    capsys.readouterr()
+    curves.main(["--plot", str(kept), str(file)])
+    rows = [
+        line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(("| unpruned", f"| {way}"))
+    ]
+    assert [int(row[2]) for row in rows] == [1, 1, 2, 2, 3, 3]
+    assert [bool(row[4].strip()) for row in rows] == [True, True, False, True, False, True]

@@ -22,7 +22,8 @@ from transformers import LlamaConfig, LlamaModel
 
 import strategy
 import training
-from benchmarks import answers, scaling, serving, speed
+from benchmarks import answers, curves, scaling, serving, speed
+from benchmarks.command_line import budget_option, numbers
 from comparison import compare, look
 from llava.lmms_eval_model import ARGUMENTS
 from strategy import backbone, registry
@@ -32,7 +33,7 @@ from strategy.options import between
 # A command has one of these words, or names a script of training. Each kind is parsed by a test here, or by one of the
 # backbone's own tests.
 PARSED = {"demo", "lmms_eval", "compare", "look", "speed", "benchmarks.scaling", "benchmarks.serving"}
-PARSED |= {"benchmarks.answers", "run_inference_video_qa.py", "eval_video_qa.py"}
+PARSED |= {"benchmarks.answers", "benchmarks.curves", "run_inference_video_qa.py", "eval_video_qa.py"}
 FACTS = strategy.Facts(depth=32, nominal_tokens=576)  # those of LLaVA-1.5-7B
 
 
@@ -166,7 +167,7 @@ def test_documented_comparisons_are_understood(words):
 @pytest.mark.parametrize("words", commands("speed"), ids=lambda words: words[2])
 def test_documented_measurements_are_understood(words):
     given = speed.parse(["--backbone", words[2], *words[words.index("speed") + 1 :]])
-    assert all(speed.budget_option(budget) for budget in speed.numbers(given.budget, float))
+    assert all(budget_option(budget) for budget in numbers(given.budget, float))
 
 
 @pytest.mark.parametrize("words", commands("benchmarks.answers"), ids=lambda words: words[2])
@@ -174,6 +175,13 @@ def test_documented_measurements_of_answers_are_understood(words):
     given = answers.parse(words[words.index("benchmarks.answers") + 1 :])
     assert given.backbone == words[2]
     assert len(given.batches) > 1
+
+
+@pytest.mark.parametrize("words", commands("benchmarks.curves"), ids=lambda words: " ".join(words[2:]))
+def test_documented_curves_are_understood(words):
+    given = curves.parse([*words[words.index("benchmarks.curves") + 1 :], "--device", "cuda"])
+    assert given.backbone == words[2]
+    assert sum(len(setting.ways) for setting in given.settings) > 5
 
 
 @pytest.mark.parametrize("words", commands("benchmarks.scaling"), ids=lambda words: words[-1])
