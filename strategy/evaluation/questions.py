@@ -40,7 +40,12 @@ class Model(Preparer, Protocol):
 
 def concerns_the_model(error: Exception) -> bool:
     """Return whether an error concerns the model itself, so that no other question could be answered either."""
-    return isinstance(error, FATAL) or any(mark in str(error) for mark in FATAL_MARKS)
+    # The graph engine explains a lack of memory where ranks share a model.
+    return (
+        isinstance(error, FATAL)
+        or isinstance(error.__cause__, FATAL)
+        or any(mark in str(error) for mark in FATAL_MARKS)
+    )
 
 
 def _with_own_options(request: Any) -> Any:

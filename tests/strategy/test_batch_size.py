@@ -213,6 +213,19 @@ def test_while_others_wait_in_a_pass_memory_that_runs_out_ends_the_run():
     assert not [words for level, words in said if level == "WARNING"]
 
 
+def test_a_lack_of_memory_that_the_engine_explains_ends_the_run():
+    model = Model(Room(1), BatchSize(1))
+
+    def answer(part: list[Any]) -> list[str]:
+        model.asked.append([request.args[3] for request in part])
+        raise RuntimeError("engine=graph: the other ranks wait") from torch.OutOfMemoryError("none left")
+
+    model.answer = answer
+    with pytest.raises(RuntimeError, match="the other ranks wait"):
+        answered(model, 8)
+    assert len(model.asked) == 1
+
+
 def test_ranks_that_share_a_model_take_the_least_of_theirs(monkeypatch):
     said: list[tuple[str, str]] = []
     others = iter([True, True, False])
