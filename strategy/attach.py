@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -180,6 +180,18 @@ def attachment_of(model: nn.Module) -> Attachment:
     if attachment is None:
         raise ValueError(f"this {type(model).__name__} is not being pruned")
     return attachment
+
+
+def leave_lack_of_memory(model: nn.Module, caller_splits: Callable[[], bool]) -> None:
+    """Leave a lack of memory to the caller of `generate` where the stock loop would answer from then on.
+
+    Args:
+        model: An attached model.
+        caller_splits: Returns whether the caller would ask fewer prompts at a time.
+    """
+    generator = attachment_of(model).generator
+    if generator is not None:
+        generator.policy.caller_splits = caller_splits
 
 
 def detach(model: nn.Module) -> None:

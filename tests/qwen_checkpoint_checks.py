@@ -159,7 +159,7 @@ def test_a_hub_id_is_checked_like_a_folder(load, copy, loaded, tmp_path, monkeyp
 
 
 ARGUMENTS = {
-    "batch_size": ["auto", "auto:2", 0, -1, 1.5, "none", "", True, None],
+    "batch_size": ["autos", "auto:2", 0, -1, 1.5, "none", "", True, None],
     "min_pixels": ["large", 0, -5, "256*28*28", "nan", None],
     "max_pixels": ["large", 0, 100, "1e400", 3.5, None],
     "max_num_frames": ["all", 0, -1, 2.5],

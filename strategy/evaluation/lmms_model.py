@@ -18,13 +18,14 @@ from strategy.attach import attach
 from strategy.config import VTRConfig
 from strategy.distributed import collectives, processes, tensor_parallel, zero
 from strategy.evaluation import digest
+from strategy.evaluation.batch_size import BatchSize
 from strategy.evaluation.questions import QuestionAnswerer
-from strategy.evaluation.requests import answer_own, pool_requests
+from strategy.evaluation.requests import answer_longest_first, answer_own, pool_requests
 from strategy.evaluation.resume import AnswerJournal
 
 # Settings that cannot change answers, and are ignored on resume; of the weights the content counts, not the path.
 IGNORED_ON_RESUME = (
-    *("batch_size", "device", "device_map", "tensor_parallel", "zero_stage"),
+    *("batch_size", "max_batch_size", "device", "device_map", "tensor_parallel", "zero_stage"),
     *("prepare_ahead", "resume_folder", "engine", "pretrained"),
 )
 
@@ -73,14 +74,20 @@ class PrunedModelMixin:
         rank: This process's number, as lmms-eval's classes set it.
         record: What was kept and what it cost.
         totals: The requests of this process.
+        batches: How many questions are answered at a time.
         workers: How many threads prepare questions ahead.
     """
 
     model_id: str
     rank: int
     task_dict: Any
-    batch_size: int
+    batches: BatchSize
     workers: int
+
+    @property
+    def batch_size(self) -> int:
+        """Return how many questions are answered at a time."""
+        return self.batches.size
 
     def prepare_text(self, text: str) -> str:
         """Return a question's text, in which nothing that somebody typed stands for a visual."""
@@ -113,19 +120,11 @@ class PrunedModelMixin:
             SystemExit: The text is not a list of arguments, or one is given twice. lmms-eval would print a traceback
                 and end with exit status 0.
         """
-        from lmms_eval.utils import simple_parse_args_string  # noqa: PLC0415
-
-        try:
-            arguments = simple_parse_args_string(arg_string)
-        except ValueError:
-            raise SystemExit(
-                f"{cls.model_id}: --model_args {arg_string}: want name=value,... with quotes around a value that has "
-                "commas, quotes or brackets itself, as in --model_args 'pretrained=\"/data/a,b\"'"
-            ) from None
+        arguments = _parsed(cls.model_id, arg_string)
         others = {name: value for name, value in (additional_config or {}).items() if value is not None}
         for name in arguments.keys() & others.keys():
             raise SystemExit(f"{cls.model_id}: {name} is among --model_args: give it as --{name} {arguments[name]}")
-        return cls(**{name: _unquoted(value) for name, value in arguments.items()}, **others)
+        return cls(**arguments, **others)
 
     def open_journal(
         self, config: VTRConfig, arguments: Mapping[str, Any], tp_size: int, weights: Iterable[str | Path]
@@ -187,7 +186,11 @@ class PrunedModelMixin:
         self.totals = Totals()
 
     def answer_requests(
-        self, requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]], empty_answer: Any
+        self,
+        requests: Sequence[Any],
+        answer: Callable[[list[Any]], list[Any]],
+        empty_answer: Any,
+        batches: BatchSize | None = None,
     ) -> list[Any]:
         """Answer lmms-eval's requests together with the other ranks; see `answer_own` and `QuestionAnswerer`.
 
@@ -196,8 +199,10 @@ class PrunedModelMixin:
             answer: Answers a list of requests.
             empty_answer: What padding requests and questions get that cannot be answered, and what the journal does not
                 keep.
+            batches: How many requests are answered at a time, if not as many as questions.
         """
-        answer_each = QuestionAnswerer(self, answer, empty_answer, partial(self.log, "ERROR"))
+        batches, documents = batches or self.batches, partial(_document_digest, self)
+        answer_each = QuestionAnswerer(self, answer, empty_answer, batches, partial(self.log, "ERROR"))
 
         def answer_in_lockstep(own: list[Any]) -> list[Any]:
             self.totals.asked += len(own)
@@ -205,7 +210,7 @@ class PrunedModelMixin:
                 if self.journal is None:
                     return answer_each(own)
                 answers, num_resumed = self.journal.answer_missing(
-                    own, answer_each, empty_answer, self._document_digest, self.batch_size, self.workers
+                    own, answer_each, empty_answer, documents, lambda: batches.size, self.workers
                 )
             self.totals.resumed += num_resumed
             self.totals.changed = self.journal.num_changed
@@ -217,24 +222,16 @@ class PrunedModelMixin:
             collectives.gather(None)
         try:
             requests, own = pool_requests(requests, self.tp_group)
-            answers = answer_own(requests, answer_in_lockstep, empty_answer)[own]
+            ordered = partial(answer_longest_first, answer_in_lockstep) if batches.is_auto else answer_in_lockstep
+            answers = answer_own(requests, ordered, empty_answer)[own]
         except ValueError as error:
             raise SystemExit(f"{self.model_id}: {error}") from None
+        batches.finish()
         self.totals.unanswered += answer_each.unanswered
         if answer_each.unanswered:
             self.log("ERROR", f"{answer_each.unanswered} of {len(requests)} questions were not answered")
         self.seconds += time.perf_counter() - start
         return answers
-
-    def _document_digest(self, request: Any) -> str:
-        """Return a digest of what a request's functions make of its document: visuals, messages or a target."""
-        *_, number, task, split = request.args
-        try:
-            document = self.task_dict[task][split][number]
-            return digest.of_value([part(document) for part in request.args if callable(part)])
-        # A decoder of untrusted pictures may raise anything; such a question gets no answer that is kept.
-        except Exception:
-            return "unreadable"
 
     def log(self, level: str, sentence: str) -> None:
         """Log a sentence about this model."""
@@ -264,6 +261,30 @@ class PrunedModelMixin:
             if report := record.graph_report():
                 self.log("INFO", f"decisions about CUDA graphs:\n{report}")
         super().clean()  # type: ignore[misc]
+
+
+def _document_digest(model: PrunedModelMixin, request: Any) -> str:
+    """Return a digest of what a request's functions make of its document: visuals, messages or a target."""
+    *_, number, task, split = request.args
+    try:
+        document = model.task_dict[task][split][number]
+        return digest.of_value([part(document) for part in request.args if callable(part)])
+    # A decoder of untrusted pictures may raise anything; such a question gets no answer that is kept.
+    except Exception:
+        return "unreadable"
+
+
+def _parsed(model_id: str, arg_string: str) -> dict[str, Any]:
+    """Return the arguments in a text, without the quotes around a value."""
+    from lmms_eval.utils import simple_parse_args_string  # noqa: PLC0415
+
+    try:
+        return {name: _unquoted(value) for name, value in simple_parse_args_string(arg_string).items()}
+    except ValueError:
+        raise SystemExit(
+            f"{model_id}: --model_args {arg_string}: want name=value,... with quotes around a value that has "
+            "commas, quotes or brackets itself, as in --model_args 'pretrained=\"/data/a,b\"'"
+        ) from None
 
 
 def _unquoted(value: Any) -> Any:

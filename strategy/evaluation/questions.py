@@ -3,6 +3,7 @@
 Only what concerns the model itself, such as memory that runs out or a lost process, ends the run.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import torch
 from torch import distributed as dist
 
 from strategy.distributed import watchdog, zero
+from strategy.evaluation.batch_size import BatchSize
 from strategy.evaluation.visuals import Preparer, VisualGuard, one_line, question
 from strategy.metrics.record import RunRecord
 
@@ -28,19 +30,22 @@ class Model(Preparer, Protocol):
     Attributes:
         task_dict: The documents by task and split; they are guarded while questions are answered.
         record: What was prefilled.
-        batch_size: How many questions the model answers at a time.
         shards: What several ranks share weights by, if they do.
     """
 
     task_dict: Any
     record: RunRecord
-    batch_size: int
     shards: zero.ZeroShards | None
 
 
 def concerns_the_model(error: Exception) -> bool:
     """Return whether an error concerns the model itself, so that no other question could be answered either."""
-    return isinstance(error, FATAL) or any(mark in str(error) for mark in FATAL_MARKS)
+    # The graph engine explains a lack of memory where ranks share a model.
+    return (
+        isinstance(error, FATAL)
+        or isinstance(error.__cause__, FATAL)
+        or any(mark in str(error) for mark in FATAL_MARKS)
+    )
 
 
 def _with_own_options(request: Any) -> Any:
@@ -54,6 +59,7 @@ class QuestionAnswerer:
         model: The model.
         answer: Answers a list of requests.
         empty_answer: What questions get that cannot be answered.
+        batches: How many questions the model answers at a time.
         log: Gets a sentence for each of these questions.
 
     Attributes:
@@ -65,9 +71,10 @@ class QuestionAnswerer:
         model: Model,
         answer: Callable[[list[Any]], list[Any]],
         empty_answer: Any,
+        batches: BatchSize,
         log: Callable[[str], None],
     ) -> None:
-        self.model, self.answer, self.empty_answer, self.log = model, answer, empty_answer, log
+        self.model, self.answer, self.empty_answer, self.batches, self.log = model, answer, empty_answer, batches, log
         self.guard = VisualGuard(model)
         self.unanswered = self._answered = 0
         self._failed: set[tuple[Any, ...]] = set()
@@ -84,11 +91,14 @@ class QuestionAnswerer:
         try:
             guarded = [self.guard.request(request) for request in requests]
             answers: list[Any] = []
-            together = max(GROUP, GROUP_BATCHES * self.model.batch_size)
-            for first in range(0, len(guarded), together):
-                answers += self._answer_part(guarded[first : first + together])
+            while left := guarded[len(answers) :]:
+                size = self.batches.size
+                part = left[: size if self.batches.growing else max(GROUP, GROUP_BATCHES * size)]
+                self.batches.begin()
+                answers += self._answer_part(part)
+                self.batches.grow(len(part))
         finally:
-            self.model.task_dict = documents
+            self.model.task_dict, self.batches.asked = documents, 0
         for number, request in enumerate(requests):
             if (reason := self.guard.reasons.get(question(request))) is not None:
                 task, _, document = question(request)
@@ -98,25 +108,32 @@ class QuestionAnswerer:
         return answers
 
     def _answer_part(self, part: list[Any]) -> list[Any]:
-        """Answer some requests; if that fails, in smaller parts, down to single ones."""
+        """Answer some requests; if that fails, in smaller batches or parts, down to single ones."""
         record = self.model.record
-        before = record.snapshot()
+        before, self.batches.asked = record.snapshot(), len(part)
         try:
             # Some wrappers take options out of a request, which may have to be asked again.
             answers = self.answer([_with_own_options(request) for request in part])
             self._check_visuals(part, record.samples - before["samples"])
         except Exception as error:
-            if self._ends_the_run(error):
+            shrunk = self._takes_smaller_batches(error)
+            if not shrunk and self._ends_the_run(error):
                 raise
             record.restore(before)
-            if len(part) == 1:
+            if not shrunk and len(part) == 1:
                 self._fail(part[0], error)
                 return [self.empty_answer]
-            size = self.model.batch_size if len(part) > self.model.batch_size else 1
-            parts = (part[first : first + size] for first in range(0, len(part), size))
-            return [answer for each in parts for answer in self._answer_part(each)]
-        self._answered += sum(question(request) not in self.guard.reasons for request in part)
-        return answers
+        else:
+            self._answered += sum(question(request) not in self.guard.reasons for request in part)
+            return answers
+        if shrunk:
+            # Out here nothing holds the error, and with it what its frames hold.
+            gc.collect()
+            torch.cuda.empty_cache()
+            return self._answer_part(part)
+        size = self.batches.size if len(part) > self.batches.size else 1
+        parts = (part[first : first + size] for first in range(0, len(part), size))
+        return [answer for each in parts for answer in self._answer_part(each)]
 
     def _check_visuals(self, part: list[Any], prefilled: int) -> None:
         """Raise ValueError if fewer prompts had visuals than questions came with some."""
@@ -125,12 +142,17 @@ class QuestionAnswerer:
         if prefilled < wanted:
             raise ValueError("none of its visuals is in the prompt")
 
+    def _others_wait(self) -> bool:
+        """Return whether other ranks wait in the middle of the layers."""
+        return self.model.shards is not None and self.model.shards.in_pass
+
+    def _takes_smaller_batches(self, error: Exception) -> bool:
+        """Ask fewer questions at a time from now on if an error is a lack of memory, and return whether that is so."""
+        return isinstance(error, torch.OutOfMemoryError) and not self._others_wait() and self.batches.shrink()
+
     def _ends_the_run(self, error: Exception) -> bool:
         """Return whether an error concerns the model rather than a question."""
-        shards = self.model.shards
-        if shards is not None and shards.in_pass:
-            return True  # the other ranks wait in the middle of the layers
-        return concerns_the_model(error)
+        return self._others_wait() or concerns_the_model(error)
 
     def _fail(self, request: Any, error: Exception) -> None:
         reason = one_line(error)

@@ -19,6 +19,23 @@ def is_padding_request(request: Any) -> bool:
     return bool((request.metadata or {}).get(PADDING_MARK))
 
 
+def answer_longest_first(answer: Callable[[list[Any]], list[Any]], requests: Sequence[Any]) -> list[Any]:
+    """Answer lmms-eval's requests task by task, within a task those with the longest texts first.
+
+    Returns:
+        The answers, in the order of the requests.
+    """
+    tasks: dict[Any, int] = {}
+
+    def place(number: int) -> tuple[int, int]:
+        text, *_, task, split = requests[number].args
+        return tasks.setdefault((task, split), len(tasks)), -len(text)
+
+    order = sorted(range(len(requests)), key=place)
+    answers = dict(zip(order, answer([requests[number] for number in order]), strict=True))
+    return [answers[number] for number in range(len(requests))]
+
+
 def answer_own(requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]], empty_answer: Any) -> list[Any]:
     """Answer lmms-eval's requests, then wait for the ranks that are still answering.
 

@@ -92,7 +92,7 @@ class AnswerJournal:
         answer: Callable[[list[Any]], list[Any]],
         empty_answer: Any,
         document_digest: Callable[[Any], str],
-        batch_size: int = 1,
+        batch_size: Callable[[], int] = lambda: 1,
         workers: int = 0,
     ) -> tuple[list[Any], int]:
         """Answer those of lmms-eval's requests whose answers are not in the journal, and write these answers.
@@ -102,7 +102,7 @@ class AnswerJournal:
             answer: Answers a list of requests.
             empty_answer: An answer that is not written, so that the next run asks again.
             document_digest: Returns a digest of what a request is about.
-            batch_size: How many requests are answered at a time.
+            batch_size: Returns how many requests are answered at a time, which may change meanwhile.
             workers: How many threads compute digests; with 0 the calling thread does.
 
         Returns:
@@ -120,9 +120,10 @@ class AnswerJournal:
             else:
                 missing.append(index)
                 self.num_changed += bool(known)
-        together = FLUSH_EVERY * batch_size
-        for first in range(0, len(missing), together):
-            indices = missing[first : first + together]
+        left = missing
+        while left:
+            together = FLUSH_EVERY * batch_size()
+            indices, left = left[:together], left[together:]
             for index, new in zip(indices, answer([requests[index] for index in indices]), strict=True):
                 answers[index] = new
             found = [index for index in indices if answers[index] != empty_answer]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -47,6 +47,10 @@ class FallbackPolicy:
         window: How many tokens the layer with the shortest window sees; None without windows.
         own_hooks: The object whose methods are this engine's hooks on the decoder's layers.
         report: Is called with each decision.
+
+    Attributes:
+        caller_splits: Returns whether the caller asks fewer prompts at a time after a lack of memory, which is then its
+            own.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class FallbackPolicy:
     ) -> None:
         self.model, self.decoder, self.mode, self.blocker, self.window = model, decoder, mode, blocker, window
         self.own_hooks, self.report = own_hooks, report
+        self.caller_splits: Callable[[], bool] = lambda: False
         self.out_of_memory = False
         self.compiles = True
         self.warned: set[str] = set()
@@ -116,6 +121,7 @@ class FallbackPolicy:
         """Do without graphs after a lack of memory, and without compiled layers after any other recoverable error.
 
         Raises:
+            OutOfMemoryError: The caller asks fewer prompts at a time, see `caller_splits`.
             RuntimeError: The decoder is split, and its other ranks wait in the pass that has failed here.
         """
         if tp_group_of(self.decoder.layers) is not None:
@@ -124,6 +130,8 @@ class FallbackPolicy:
                 "the failed pass: use engine=eager, which needs the least memory and no compiler"
             ) from error
         if isinstance(error, torch.cuda.OutOfMemoryError):
+            if self.caller_splits():
+                raise error
             self.out_of_memory = True
             self.fall_back(OOM_REASON)
             return

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 import strategy
 from comparison import look
+from strategy.evaluation.batch_size import LARGEST
 from strategy.evaluation.turns import Turn
 
 # The models with the family whose tiny checkpoint they load, and the forms they have.
@@ -101,6 +102,17 @@ def test_the_record_shows_the_prune_and_the_answers_are_those_of_python(folder, 
             assert torch.equal(model.generate(**own), theirs)
     assert run.samples == QUESTIONS
     assert len(answers) == QUESTIONS
+
+
+@pytest.mark.parametrize("name", ["internvl_vtr", "gemma3_vtr", "llava_hf_vtr"])
+def test_a_wrapper_that_answers_one_by_one_takes_no_larger_batch(folder, name):
+    simple = MODELS[name][1][0]
+    lm = load(folder, name, simple, batch_size="auto")
+    assert (lm.batches.is_auto, lm.batch_size, lm.batch_size_per_gpu) == (True, 1, 1)
+    assert lm.batches.most == (1 if name in ONE_BY_ONE else LARGEST)
+    if name in ONE_BY_ONE:
+        with pytest.raises(SystemExit, match="batch_size=2: allowed is 1 or auto, which is 1 here, since lmms-eval's"):
+            load(folder, name, simple, batch_size=2)
 
 
 @pytest.mark.parametrize(("name", "simple"), FORMS)

@@ -54,7 +54,6 @@ def test_enabled_false_is_the_unpruned_baseline():
         ("prune_layer=[1,5,12]", "the decoder has 12 layers"),
         ("conv_template=chatty", "conv_template='chatty': allowed are"),
         ("dtype=float17", "dtype='float17': allowed are"),
-        ("batch_size=auto", "batch_size='auto': allowed is a whole number"),
         ("prepare_ahead=0.5", "prepare_ahead=0.5: allowed is a whole number from 0 up"),
         ("zero_stage=2", "zero_stage=2: allowed are 0, off, and 3"),
         ("tensor_parallel=2", "tensor_parallel=2: want 2 processes started together or a multiple of it, not 1"),

@@ -2,6 +2,7 @@
 
 import pytest
 from ahead_checks import *  # noqa: F403
+from batch_checks import *  # noqa: F403
 from lmms_checks import Wrapper
 from question_checks import *  # noqa: F403
 from qwen_lmms_checks import qwen

@@ -6,6 +6,7 @@ import pytest
 
 from strategy import VTRConfig
 from strategy.evaluation import digest
+from strategy.evaluation.batch_size import AUTO
 from strategy.evaluation.lmms_model import IGNORED_ON_RESUME, PrunedModelMixin, Totals
 
 
@@ -32,7 +33,10 @@ def test_each_option_is_a_setting_of_its_own(tmp_path):
 
 
 def test_what_cannot_change_answers_is_no_setting(tmp_path):
-    plain, other = settings(tmp_path, VTRConfig()), {"batch_size": 8, "device": "cpu", "zero_stage": 3}
+    plain, other = (
+        settings(tmp_path, VTRConfig()),
+        {"batch_size": AUTO, "max_batch_size": 8, "device": "cpu", "zero_stage": 3},
+    )
     assert plain == settings(tmp_path, VTRConfig(engine="eager"), prepare_ahead=0, **other)
     assert plain != settings(tmp_path, VTRConfig(), conv_template="other")
 

@@ -76,12 +76,12 @@ def test_what_was_answered_is_not_asked_again(tmp_path_factory, most, flush_ever
     try:
         journal, first, second = opened(folder), Model(most), Model()
         with contextlib.suppress(KeyboardInterrupt):
-            journal.answer_missing(requests, first, "", about, batch_size, workers)
+            journal.answer_missing(requests, first, "", about, lambda: batch_size, workers)
         journal.close()
         with (folder / "0.jsonl").open("a") as file:
             file.write('["run", "question", "half an'[:cut])
         journal = opened(folder)
-        answers, found = journal.answer_missing(requests, second, "", about, batch_size, workers)
+        answers, found = journal.answer_missing(requests, second, "", about, lambda: batch_size, workers)
         journal.close()
     finally:
         resume.FLUSH_EVERY = before

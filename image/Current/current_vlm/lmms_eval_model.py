@@ -30,14 +30,16 @@ from current_vlm.checkpoint_names import renamed
 from qwen_vl_vtr.arguments import readers, whole
 from qwen_vl_vtr.lmms_eval_model import PrunedQwen, PrunedWrapper
 from qwen_vl_vtr.qwen3_lmms_model import PrunedQwen3
+from strategy.evaluation.batch_size import AUTO
 from strategy.options import Read, numbers
 
 
-def one(name: str, value: Any) -> int:
+def one(name: str, value: Any) -> int | str:
     """Read a batch size, for a wrapper that answers questions one by one."""
-    found = numbers("1, since lmms-eval's wrapper answers one question at a time", lambda n: n == 1, whole=True)(
-        name, value
-    )
+    if str(value).strip().lower() == AUTO:
+        return AUTO
+    allowed = "1 or auto, which is 1 here, since lmms-eval's wrapper answers one question at a time"
+    found = numbers(allowed, lambda n: n == 1, whole=True)(name, value)
     return int(found[0]) if found else 1
 
 
@@ -103,6 +105,7 @@ class InternVLVTR(PrunedWrapper, InternVLHf):
     rename = renamed
     catches_errors = True
     sorts_messages = False
+    largest_batch = 1
     readers: ClassVar = PLAIN | {"batch_size": one, "min_patches": whole(1), "max_patches": whole(1)}
 
 
@@ -123,6 +126,7 @@ class LlavaHFVTR(PrunedWrapper, LlavaHf):
     rename = renamed
     catches_errors = True
     sorts_messages = False
+    largest_batch = 1
     readers: ClassVar = PLAIN | {"batch_size": one}
 
     @property

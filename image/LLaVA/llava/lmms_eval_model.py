@@ -21,6 +21,7 @@ from llava.model.builder import load_pretrained_model, num_template_tokens, weig
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
 from strategy.evaluation.ahead import DEFAULT_WORKERS, prepare_ahead, prepare_batches
+from strategy.evaluation.batch_size import BatchSize, take_batch_size
 from strategy.evaluation.lmms_model import PrunedModelMixin
 from strategy.evaluation.special_tokens import as_text
 from strategy.evaluation.visuals import Unreadable
@@ -33,6 +34,7 @@ ARGUMENTS: dict[str, Any] = {
     "device_map": None,
     "dtype": None,
     "batch_size": 1,
+    "max_batch_size": None,
     "attn_implementation": "sdpa",
     "use_flash_attention_2": False,
     "conv_template": "vicuna_v1",
@@ -151,9 +153,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
             if options["dtype"] not in list(DTYPES):
                 raise ValueError(f"dtype={options['dtype']!r}: allowed are {', '.join(filter(None, DTYPES))}")
             self.template = conv_templates[options["conv_template"]]
-            if not str(options["batch_size"]).isdecimal() or int(options["batch_size"]) < 1:
-                raise ValueError(f"batch_size={options['batch_size']!r}: allowed is a whole number from 1 up")
-            self.batch_size = int(options["batch_size"])
+            batch_size, most = take_batch_size(options)
             self.workers = at_least(0)("prepare_ahead", options["prepare_ahead"])
             tp_size = tensor_parallel.parse_tp_size(options["tensor_parallel"])
             sharded = zero.parse_zero_stage(options["zero_stage"], tp_size)
@@ -174,6 +174,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
                 self.model.get_vision_tower().downsample(count("downsample", options["downsample"]))
             self.model.num_template_tokens = num_template_tokens(self.tokenizer, self.template)
             self.distribute_and_attach(self.model, self.model.get_decoder(), config, tp_size, sharded, journal)
+            self.batches = BatchSize.for_model(self.model, self.tp_group, batch_size, most, self.log)
             self.device = self.model.device
         except (ValueError, OSError) as error:
             # lmms-eval would print a traceback of its own around the sentence.
@@ -220,7 +221,9 @@ class LlavaVTR(PrunedModelMixin, lmms):
         follows on the cache. A request that cannot be answered is logged, and its loss is infinite: of choices that all
         have such a loss, the first wins.
         """
-        return [Loss(answer) for answer in self.answer_requests(requests, self._score_all, (float("inf"), False))]
+        one_by_one = BatchSize(self.batch_size)  # whose memory says nothing about batches
+        answers = self.answer_requests(requests, self._score_all, (float("inf"), False), one_by_one)
+        return [Loss(answer) for answer in answers]
 
     def _score_all(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         with closing(prepare_ahead(self._prepare_choice, requests, self.workers)) as choices:

@@ -7,6 +7,7 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 from strategy.distributed.processes import PLACEMENTS, find_device
+from strategy.evaluation.batch_size import read_batch_size
 from strategy.options import Read, flag, numbers, one_of, positive
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -60,7 +61,7 @@ def readers(cell: int, frames: int) -> dict[str, Read]:
     """
     return {
         "pretrained": text,
-        "batch_size": whole(1),
+        "batch_size": read_batch_size,
         "max_length": whole(1),
         "min_pixels": whole(1),
         "max_pixels": whole(cell**2),

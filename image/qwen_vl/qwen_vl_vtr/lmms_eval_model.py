@@ -31,6 +31,7 @@ from strategy.backbone import find_backbone
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
 from strategy.evaluation.ahead import DEFAULT_WORKERS
+from strategy.evaluation.batch_size import LARGEST, BatchSize, take_batch_size
 from strategy.evaluation.checkpoint_files import find_folder
 from strategy.evaluation.downsampling import nearest_grid
 from strategy.evaluation.lmms_model import PrunedModelMixin
@@ -40,7 +41,7 @@ from strategy.evaluation.turns import take_turns
 from strategy.options import Read, at_least, check_names, count, flag
 
 IMAGE_MARK = "<image>"
-OWN_ARGUMENTS = ("tensor_parallel", "zero_stage", "prepare_ahead", "resume_folder", "downsample")
+OWN_ARGUMENTS = ("max_batch_size", "tensor_parallel", "zero_stage", "prepare_ahead", "resume_folder", "downsample")
 FEWEST_TOKENS = 4  # qwen_vl_utils enlarges pictures of fewer
 MAX_ASPECT = 200  # the ratio of a picture's sides up to which the image processors of all Qwen-VL take it
 
@@ -58,6 +59,7 @@ class PrunedWrapper(PrunedModelMixin, lmms):
         transposed, rename: As for `check_checkpoint`.
         catches_errors: Whether the wrapper answers with an empty text if `generate` fails, and goes on.
         sorts_messages: Whether the wrapper of a chat model sorts its requests.
+        largest_batch: How many questions the wrapper can answer at a time, as far as `batch_size=auto` goes.
         readers: The reader of each argument that the wrapper takes as it comes.
 
     Raises:
@@ -69,6 +71,7 @@ class PrunedWrapper(PrunedModelMixin, lmms):
     rename: ClassVar[Rename | None] = None
     catches_errors = False
     sorts_messages = True
+    largest_batch = LARGEST
     _error: Exception | None = None
     readers: ClassVar[Mapping[str, Read]]
 
@@ -85,6 +88,7 @@ class PrunedWrapper(PrunedModelMixin, lmms):
                 arguments["trust_remote_code"] = False
             tp_size = tensor_parallel.parse_tp_size(arguments.pop("tensor_parallel", 1))
             sharded = zero.parse_zero_stage(arguments.pop("zero_stage", 0), tp_size)
+            batch_size, most = take_batch_size(arguments)
             workers = at_least(0)("prepare_ahead", arguments.pop("prepare_ahead", DEFAULT_WORKERS))
             processes.rank_timeout()
             pretrained = arguments.get("pretrained", defaults["pretrained"])
@@ -113,10 +117,12 @@ class PrunedWrapper(PrunedModelMixin, lmms):
                 self.model.float()
             decoder = find_backbone(self.model).decoder(self.model)
             self.distribute_and_attach(self.model, decoder, config, tp_size, sharded, journal)
+            self.batches = BatchSize.for_model(
+                self.model, self.tp_group, batch_size, min(most, self.largest_batch), self.log
+            )
             if self.catches_errors:
                 self.model.generate = partial(self._generate, self.model.generate)
-            self.workers, self._video_files = workers, VideoFiles()
-            self._stock_loop = StockLoop(self)
+            self.workers, self._video_files, self._stock_loop = workers, VideoFiles(), StockLoop(self)
         except (ValueError, OSError, ImportError) as error:
             # lmms-eval would print a traceback of its own around the sentence.
             raise SystemExit(f"{self.model_id}: {_reason(error, arguments, pretrained)}") from None
