@@ -16,7 +16,7 @@ NAMES = {
     "budget": "budget, as a share of the visual tokens",
 }
 UNPRUNED = "unpruned"
-WIDE = 4  # times that the largest value is the smallest where an axis is logarithmic
+WIDE = 10  # times that the largest value is the smallest where an axis is logarithmic
 
 
 def curve_picture(found: dict[str, Any], file: Path) -> None:

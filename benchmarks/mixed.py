@@ -40,7 +40,7 @@ class MixedRow(NamedTuple):
         visual: Visual tokens of the batch.
         vision, prefill: Ms of the vision tower and of the decoder.
         first: Ms from the pixels to the first tokens.
-        answers: Ms from the pixels to the last tokens.
+        answers: Ms from the pixels to the last tokens, of another such batch.
     """
 
     name: str
@@ -93,31 +93,36 @@ def measured(name: str, case: Case, batch: int, new: int, **options: Any) -> Ite
 
     with attached(case, **options) as record:
 
-        def row(sizes: str, batches: Sequence[dict[str, Any]]) -> MixedRow:
-            found = [_times(case, record, inputs, new) for inputs in batches]
-            visual = statistics.mean(int(inputs["image_grid_thw"].prod(1).sum()) // merge**2 for inputs in batches)
+        def row(sizes: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> MixedRow:
+            found = [_times(case, record, *pair, new) for pair in pairs]
+            visual = statistics.mean(int(one["image_grid_thw"].prod(1).sum()) // merge**2 for one, _ in pairs)
             return MixedRow(name, sizes, round(visual), *map(statistics.median, zip(*found, strict=True)))
 
         def of_sizes(seed: int) -> dict[str, Any]:
             return prompts(case, grids(batch, case.visual, seed))
 
-        alike = [prompts(case, [one] * batch) for _ in range(MEASURED)]
-        for inputs in (*alike[:1] * 3, of_sizes(0), of_sizes(1)):  # until all is compiled and captured
-            _times(case, record, inputs, new)
-        yield row("one", alike)
-        yield row("many", [of_sizes(seed) for seed in range(2, 2 + MEASURED)])
-        same = [of_sizes(2)] * MEASURED
-        for inputs in same[:2]:
-            _times(case, record, inputs, new)
-        yield row("many, by graphs", same)
+        alike, others = (prompts(case, [one] * batch) for _ in range(2))
+        warm_up = [(alike, others)] * 3 + [(of_sizes(0), of_sizes(1))]
+        for pair in warm_up:  # until all is compiled and captured
+            _times(case, record, *pair, new)
+        yield row("one", [(alike, others)] * MEASURED)
+        # Of a pair, so that the second answer does not find the sizes of the first one.
+        seeds = range(2, 2 + 2 * MEASURED, 2)
+        yield row("many", [(of_sizes(seed), of_sizes(seed + 1)) for seed in seeds])
+        same = of_sizes(2)
+        for _ in range(2):
+            _times(case, record, same, same, new)
+        yield row("many, by graphs", [(same, same)] * MEASURED)
 
 
-def _times(case: Case, record: RunRecord, inputs: dict[str, Any], new: int) -> tuple[float, float, float, float]:
-    """Return the ms of the vision tower, of the prefill, up to the first tokens, and of all."""
+def _times(
+    case: Case, record: RunRecord, short: dict[str, Any], long: dict[str, Any], new: int
+) -> tuple[float, float, float, float]:
+    """Return the ms of a batch's vision tower, prefill and first tokens, and those of another batch's answers."""
     before = record.clock.seconds()
-    first = _wall_ms(lambda: case.model.generate(**inputs, do_sample=False, max_new_tokens=1))
+    first = _wall_ms(lambda: case.model.generate(**short, do_sample=False, max_new_tokens=1))
     spent = record.clock.seconds()
-    answers = _wall_ms(lambda: case.model.generate(**inputs, do_sample=False, max_new_tokens=new))
+    answers = _wall_ms(lambda: case.model.generate(**long, do_sample=False, max_new_tokens=new))
     vision, prefill = (1000 * (spent[part] - before.get(part, 0)) for part in ("vision", "prefill"))
     return vision, prefill, first, answers
 

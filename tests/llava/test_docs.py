@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaModel
 
 import strategy
 import training
-from benchmarks import answers, curves, scaling, serving, speed
+from benchmarks import answers, curves, mixed, scaling, serving, speed
 from benchmarks.command_line import budget_option, numbers
 from comparison import compare, look
 from llava.lmms_eval_model import ARGUMENTS
@@ -33,7 +33,13 @@ from strategy.options import between
 # A command has one of these words, or names a script of training. Each kind is parsed by a test here, or by one of the
 # backbone's own tests.
 PARSED = {"demo", "lmms_eval", "compare", "look", "speed", "benchmarks.scaling", "benchmarks.serving"}
-PARSED |= {"benchmarks.answers", "benchmarks.curves", "run_inference_video_qa.py", "eval_video_qa.py"}
+PARSED |= {
+    "benchmarks.answers",
+    "benchmarks.curves",
+    "benchmarks.mixed",
+    "run_inference_video_qa.py",
+    "eval_video_qa.py",
+}
 FACTS = strategy.Facts(depth=32, nominal_tokens=576)  # those of LLaVA-1.5-7B
 
 
@@ -175,6 +181,12 @@ def test_documented_measurements_of_answers_are_understood(words):
     given = answers.parse(words[words.index("benchmarks.answers") + 1 :])
     assert given.backbone == words[2]
     assert len(given.batches) > 1
+
+
+@pytest.mark.parametrize("words", commands("benchmarks.mixed"), ids=lambda words: words[2])
+def test_documented_mixed_batches_are_understood(words):
+    given = mixed.parse(words[words.index("benchmarks.mixed") + 1 :])
+    assert words[2] == given.backbone
 
 
 @pytest.mark.parametrize("words", commands("benchmarks.curves"), ids=lambda words: " ".join(words[2:]))
