@@ -108,7 +108,7 @@ def _state_of(state: PrefillState, group: SampleGroup, part: slice, length: int)
         batch_index=torch.arange(len(rows), device=rows.device),
         remaining=group.remaining[part, :length],
         visual=group.visual[part],
-        text=group.text[part, : length - group.num_visual],
+        text=group.text[part, : length - group.num_visual].contiguous(),
         original_index=group.original_index[part],
         question_mask=question,
         memo={},
