@@ -68,7 +68,7 @@ def prompts(device, checkpoint_name):
     ),
     name=st.sampled_from(METHODS),
 )
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_mix_of_prompts_is_answered_as_by_the_stock_loop(asked, prompts, rows, name):
     asked.prompts["any"] = prompts(*zip(*rows, strict=True))
     options = {"enabled": False} if name == "unpruned" else {"strategy": name}
