@@ -56,7 +56,8 @@ class View:
 
     Attributes:
         stage: The stage, counted from 0.
-        samples: The numbers of the samples in the batch.
+        samples: The numbers of the samples in the batch. With engine=graph, do not compute with them: a CUDA graph that
+            was captured for some samples is replayed for others.
         keep: How many of the N tokens will stay.
         grids: The grids of the images and videos of a sample, in order.
         on_grid: For each grid, which of the N tokens lie on it, [T * H * W], row by row. Class tokens lie on none. At

@@ -21,15 +21,19 @@ from strategy.pruning.state import PrefillState, SampleGroup
 class AlikePrompts(NamedTuple):
     """Prompts of a batch with the same grids.
 
-    samples: Their numbers in the batch. rows: The same as a tensor [G]. length: Of the longest one, padded.
-    pruned: How many visual tokens each loses. state: Their own state, as if there were no other prompts.
+    rows: Their numbers in the batch, [G]. length: Of the longest one, padded. pruned: How many visual tokens each
+    loses. state: Their own state, as if there were no other prompts.
     """
 
-    samples: Sequence[int]
     rows: Tensor
     length: int
     pruned: int
     state: PrefillState
+
+    @property
+    def samples(self) -> Sequence[int]:
+        """Return their numbers in the batch."""
+        return self.state.groups[0].samples
 
     @property
     def slots(self) -> int:
@@ -84,15 +88,14 @@ def _split(decoder: FusedDecoder, state: PrefillState, lengths: Sequence[int]) -
         pruned = group.num_visual - plan.kept(group.num_visual)[-1] if plan else 0
         if len(state.groups) == 1:
             length = state.real.shape[1]
-            yield AlikePrompts(group.samples, group.batch_index, length, pruned, state)
+            yield AlikePrompts(group.batch_index, length, pruned, state)
             continue
         begin = 0
         while rest := len(group.samples) - begin:
             end = begin + (1 << rest.bit_length() - 1)
-            samples = group.samples[begin:end]
-            length = padded_length(max(lengths[sample] for sample in samples))
+            length = padded_length(max(lengths[sample] for sample in group.samples[begin:end]))
             own = _state_of(state, group, slice(begin, end), length)
-            yield AlikePrompts(samples, group.batch_index[begin:end], length, pruned, own)
+            yield AlikePrompts(group.batch_index[begin:end], length, pruned, own)
             begin = end
 
 
@@ -104,7 +107,7 @@ def _state_of(state: PrefillState, group: SampleGroup, part: slice, length: int)
     question[:, -1] |= ~question.any(1)
     own = replace(
         group,
-        samples=list(range(len(rows))),
+        samples=group.samples[part],
         batch_index=torch.arange(len(rows), device=rows.device),
         remaining=group.remaining[part, :length],
         visual=group.visual[part],

@@ -23,7 +23,7 @@ class SampleGroup:
 
     Attributes:
         samples: Their numbers in the batch.
-        batch_index: The same numbers as a tensor on the device.
+        batch_index: Where they stand in the tensors of this forward call, on the device.
         num_visual: Visual tokens of each sample before the first prune.
         kinds: Of their spans, in order.
         on_grid: See `View`.
@@ -202,7 +202,7 @@ class PrefillState:
     def kept(self) -> tuple[Tensor, ...]:
         """Return the visual tokens each sample still has, in the numbering of its unpruned ones."""
         rows = {s: n for g in self.groups for s, n in zip(g.samples, g.original_index, strict=True)}
-        return tuple(rows[sample] for sample in range(len(rows)))
+        return tuple(rows[sample] for sample in sorted(rows))
 
     def length_after(self, prunes: int) -> int:
         """Return how long the sequence is after so many prunes."""

@@ -59,8 +59,8 @@ def test_the_checkpoints_of_other_families_are_refused_for_what_they_are(load, c
         ({"dtype": ["float16"]}, "dtype=['float16']: allowed are float16"),
         ({"conv_template": ["vicuna_v1"]}, "conv_template=['vicuna_v1']: allowed are"),
         ({"attn_implementation": "flash_attention_2"}, "flash-attn or a GPU is missing"),
-        ({"batch_size": 0}, "batch_size=0: allowed is a whole number from 1 up"),
-        ({"batch_size": 1.5}, "batch_size=1.5: allowed is a whole number from 1 up"),
+        ({"batch_size": 0}, "batch_size=0: allowed are a whole number from 1 up, and auto"),
+        ({"batch_size": 1.5}, "batch_size=1.5: allowed are a whole number from 1 up, and auto"),
         ({"pretrained": 7}, "'7' is not a folder"),
     ],
 )
