@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 from unittest.mock import Mock, patch
 
@@ -243,6 +244,23 @@ def test_long_answers_outgrow_their_cache(asked, monkeypatch):
     with strategy.prune(asked.model, config(asked)):
         for _ in range(2):
             assert torch.equal(answer(asked, "several", 40, eos_token_id=None), stock)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "text"])
+def test_what_an_earlier_answer_left_in_a_cache_changes_nothing(asked, monkeypatch, kind):
+    if kind not in asked.prompts:
+        pytest.skip("this backbone has no such prompts")
+    stock, _ = answered(asked, kind, engine="eager")
+    create = static_cache.StaticKVCache.__init__
+
+    def left(self: Any, *args: Any) -> None:
+        create(self, *args)
+        for tensor in chain(*self.layers):
+            tensor.fill_(torch.nan)
+
+    monkeypatch.setattr(static_cache.StaticKVCache, "__init__", left)
+    tokens, _ = answered(asked, kind)
+    assert torch.equal(tokens, stock)
 
 
 UNFIT = {

@@ -52,6 +52,12 @@ def _with_own_options(request: Any) -> Any:
     return replace(request, arguments=tuple(dict(part) if isinstance(part, dict) else part for part in request.args))
 
 
+def _kind(request: Any) -> tuple[Any, ...]:
+    """Return what requests have in common that a model answers in one batch."""
+    options = [part for part in request.args if isinstance(part, dict)]
+    return (*request.args[-2:], repr(options))
+
+
 class QuestionAnswerer:
     """Answers requests of lmms-eval so that each question that fails is named and left without an answer.
 
@@ -77,6 +83,7 @@ class QuestionAnswerer:
         self.model, self.answer, self.empty_answer, self.batches, self.log = model, answer, empty_answer, batches, log
         self.guard = VisualGuard(model)
         self.unanswered = self._answered = 0
+        self._in_one_batch = False  # whether the model was asked all of the last part at once
         self._failed: set[tuple[Any, ...]] = set()
 
     def __call__(self, requests: Sequence[Any]) -> list[Any]:
@@ -95,8 +102,9 @@ class QuestionAnswerer:
                 size = self.batches.size
                 part = left[: size if self.batches.growing else max(GROUP, GROUP_BATCHES * size)]
                 self.batches.begin()
+                self._in_one_batch = len(set(map(_kind, part))) == 1
                 answers += self._answer_part(part)
-                self.batches.grow(len(part))
+                self.batches.grow(len(part) if self._in_one_batch else 0)
         finally:
             self.model.task_dict, self.batches.asked = documents, 0
         for number, request in enumerate(requests):
@@ -131,6 +139,7 @@ class QuestionAnswerer:
             gc.collect()
             torch.cuda.empty_cache()
             return self._answer_part(part)
+        self._in_one_batch = False
         size = self.batches.size if len(part) > self.batches.size else 1
         parts = (part[first : first + size] for first in range(0, len(part), size))
         return [answer for each in parts for answer in self._answer_part(each)]

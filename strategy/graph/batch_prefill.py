@@ -66,10 +66,12 @@ def prefill_batch(
         hidden = decoder.prefill(x, positions, state, cache)
     else:
         hidden = x.new_empty(len(x), 1, x.shape[2])
+        cache.clear()
         for part in parts:
             own_cache = decoder.cache(len(part.samples), part.slots)
             own_positions = _rows(positions, -2, part.rows)[..., : part.length]
-            own = decoder.prefill(x[part.rows, : part.length], own_positions, part.state, own_cache)
+            own_x = x[part.rows, : part.length]
+            own = decoder.prefill(own_x, own_positions, part.state, own_cache, own_cache.nbytes)
             hidden.index_copy_(0, part.rows, own)
             cache.insert(part.rows, own_cache, part.slots)
     samples = decoder.runner.finish([part.state for part in parts], _stages_of_batch(parts))
@@ -94,6 +96,8 @@ def _split(decoder: FusedDecoder, state: PrefillState, lengths: Sequence[int]) -
         while rest := len(group.samples) - begin:
             end = begin + (1 << rest.bit_length() - 1)
             length = padded_length(max(lengths[sample] for sample in group.samples[begin:end]))
+            # Where only padding follows a picture, one token of it stands for the question.
+            length = max(length, state.real.shape[1] - group.question_mask.shape[1] + 1)
             own = _state_of(state, group, slice(begin, end), length)
             yield AlikePrompts(group.batch_index[begin:end], length, pruned, own)
             begin = end

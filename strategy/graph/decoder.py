@@ -115,7 +115,7 @@ class FusedDecoder:
         """Return a cache for so many samples with at least so many slots."""
         return self.caches.get(self.weights.shapes, self.weights.layers, batch, length)
 
-    def prefill(self, x: Tensor, positions: Tensor, state: PrefillState, cache: StaticKVCache) -> Tensor:
+    def prefill(self, x: Tensor, positions: Tensor, state: PrefillState, cache: StaticKVCache, size: int = 0) -> Tensor:
         """Run all layers over prompts, and fill a cache.
 
         Args:
@@ -123,6 +123,7 @@ class FusedDecoder:
             positions: Their positions.
             state: The state of the prompts, of one group; receives the stages.
             cache: The cache, one of this decoder.
+            size: Bytes of the cache, if nothing is decoded on it, so that no other graph counts them.
 
         Returns:
             The normalised hidden state [B, 1, C] of each prompt's last token.
@@ -136,7 +137,7 @@ class FusedDecoder:
         before = costs["scoring"]
         program = partial(self._prefill_program, state, cache)
         with self.policy.compiling("prefilling", self.graphs.device):
-            hidden, (state.finite, state.selected), kept = self.graphs.run(key, program, inputs, warmup=True)
+            hidden, (state.finite, state.selected), kept = self.graphs.run(key, program, inputs, size, warmup=True)
         # A replayed graph counts nothing.
         costs["scoring"] = before + self.scoring_costs.setdefault(key, costs["scoring"] - before)
         if plan:
@@ -160,6 +161,7 @@ class FusedDecoder:
         generation.cache_length = int(held.max())
         room = generation.cache_length + min(generation.max_new_tokens, DECODE_CHUNK)
         static = generation.cache = self.cache(len(real), room)
+        static.clear()
         # Real tokens first, in order.
         order = (~real).sort(dim=1, stable=True).indices[:, None, : generation.cache_length, None]
         for number in range(len(self.weights.layers)):
@@ -189,6 +191,7 @@ class FusedDecoder:
             The last token's hidden state [B, 1, C], `PrefillState.finite` and `selected`, and the visual tokens [B, K]
             left after each stage. The cache is filled.
         """
+        cache.clear()
         try:
             return self._run_layers(with_graph_inputs(start, inputs), cache, x, positions)
         finally:

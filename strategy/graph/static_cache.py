@@ -55,6 +55,11 @@ class StaticKVCache:
         for slots, given in zip(self.layers[number], (keys, values), strict=True):
             slots[:, :, : given.shape[2]] = given
 
+    def clear(self) -> None:
+        """Empty all slots, since what is not finite in them would spoil sums even where it is masked."""
+        for tensor in chain(*self.layers):
+            tensor.zero_()
+
     def insert(self, rows: Tensor, other: StaticKVCache, length: int) -> None:
         """Copy the first slots of a cache of G samples, and where these are, into the rows [G] of this one."""
         for own, given in zip(chain(*self.layers), chain(*other.layers), strict=True):
@@ -82,6 +87,7 @@ class StaticKVCache:
 
     def copy_from(self, other: StaticKVCache) -> None:
         """Copy the state of another, shorter cache."""
+        self.clear()
         for number, (keys, values) in enumerate(other.layers):
             self.fill(number, keys, values)
         for name in ("token", "position", "slot", "eos_ids", "pad_id", "finished"):

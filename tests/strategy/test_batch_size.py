@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,7 +175,7 @@ def test_a_number_that_is_given_stays():
     assert batches.size == 8
 
 
-@pytest.mark.parametrize(("grows", "halved"), [(3, [4]), (40, [32, 16, 8]), (90, [32, 16, 8])])
+@pytest.mark.parametrize(("grows", "halved"), [(3, [4]), (40, [32, 16, 8]), (90, [25, 12, 6])])
 def test_memory_that_runs_out_halves_the_batches_and_no_answer_is_lost_or_counted_twice(grows, halved):
     said: list[tuple[str, str]] = []
     memory = Room(each=11)
@@ -186,8 +186,8 @@ def test_memory_that_runs_out_halves_the_batches_and_no_answer_is_lost_or_counte
     assert model.record.prompts == 119
     assert model.batches.size == halved[-1]
     assert [words for level, words in said if level == "WARNING"] == [
-        f"batch_size=auto: {size} questions at a time from now on, since memory ran out with {2 * size}"
-        for size in halved[1:]
+        f"batch_size=auto: {size} questions at a time from now on, since memory ran out with {before}"
+        for before, size in pairwise(halved)
     ]
 
 
@@ -299,6 +299,22 @@ def test_another_batch_size_is_refused(value):
 def test_another_largest_batch_size_is_refused(given, words):
     with pytest.raises(ValueError, match=words):
         take_batch_size(given)
+
+
+def test_a_batch_that_was_asked_in_parts_tells_nothing_of_a_whole_one():
+    said: list[tuple[str, str]] = []
+    memory = Room(10)
+    model = Model(memory, auto(memory, said), lost=(1,))
+    answers, _ = answered(model, 40)
+    # The second batch, 1 and 2, was asked one by one, so two questions at a time were tried again.
+    assert [len(batch) for batch in model.asked if 1 not in batch][:4] == [1, 1, 2, 4]
+    assert answers.count("") == 1
+    mixed = requests(40)
+    for number, each in enumerate(mixed):
+        each.args[1]["max_new_tokens"] += number % 2
+    model = Model(memory, auto(memory, said))
+    QuestionAnswerer(model, model.answer, "", model.batches, lambda sentence: None)(mixed)
+    assert model.batches.size == 2, "a part with two kinds of options is no batch"
 
 
 def test_the_longest_texts_of_each_task_are_answered_first():

@@ -58,7 +58,8 @@ def embed_prompts(
     rows = [_with_visual_tokens(own, mask, frames) for own, mask in zip(prompts, masks, strict=True)]
     tokens = pad_sequence([row.ids for row in rows], batch_first=True, padding_side="left")
     mask = pad_sequence([row.mask for row in rows], batch_first=True, padding_side="left").long()
-    embeddings = embed(tokens.to(input_ids.device, non_blocking=True))
+    # A copy, since a hook may have made a leaf of what `embed` returns, which nothing may be written into.
+    embeddings = embed(tokens.to(input_ids.device, non_blocking=True)).clone()
     layout = []
     for number, row in enumerate(rows):
         pad = tokens.shape[1] - len(row.ids)
