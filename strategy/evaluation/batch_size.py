@@ -1,7 +1,7 @@
 """How many questions are answered at a time: a number that was given, or as many as the GPU's memory allows.
 
 The number is found by answering: the first batch has one question, and each further one twice as many as the batch
-before, as long as the memory of the batch before allows that. So nothing is computed twice.
+before, as long as the memory of the batch before allows that. So nothing is computed for the number alone.
 """
 
 from collections.abc import Callable, Iterable
