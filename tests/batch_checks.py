@@ -44,9 +44,9 @@ def alike(documents):
     return [Question(each.visuals, question="Is there a red star?") for each in documents]
 
 
-def asked_alike(lm, documents):
+def asked_alike(lm, documents, on_read=lambda number: None):
     """Requests that all want answers of the same length, so that batches are as large as they may be."""
-    found = requests(lm, documents)
+    found = requests(lm, documents, on_read)
     for request in found:
         next(part for part in request.args if isinstance(part, dict))["max_new_tokens"] = 3
     return found
@@ -80,7 +80,7 @@ def test_batches_stop_growing_before_memory_runs_out_and_keep_long_questions_tog
     longest = max(range(5), key=lambda number: len(documents[number].question))
     read = []
     with logged() as log:
-        lm.generate_until(requests(lm, documents, read.append))
+        lm.generate_until(asked_alike(lm, documents, read.append))
     assert max(len(ids) for _, ids in asked) <= 2
     assert read[0] == longest
     words = "2 questions at a time, which take 30% of the GPU's memory beside the model"
