@@ -63,7 +63,7 @@ def attached(case: Case, **options: Any) -> Iterator[strategy.RunRecord]:
         yield record
 
 
-def _wall_ms(run: Callable[[], Any], device: torch.device) -> float:
+def wall_ms(run: Callable[[], Any], device: torch.device) -> float:
     """Return how long the caller of `run` waits for all its work, in ms."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -120,9 +120,9 @@ def measure_row(name: str, case: Case, batch: int, repeats: int, new: int, **opt
         firsts, prefills = [], []
         for _ in range(repeats):
             before = record.clock.seconds().get("prefill", 0.0)
-            firsts.append(_wall_ms(lambda: generate(1), device))
+            firsts.append(wall_ms(lambda: generate(1), device))
             prefills.append(1000 * (record.clock.seconds()["prefill"] - before))
-        answered = [_wall_ms(lambda: generate(new), device) for _ in range(max(2, repeats // 5))]
+        answered = [wall_ms(lambda: generate(new), device) for _ in range(max(2, repeats // 5))]
         first = statistics.median(firsts)
         # Answers of one token and of many fill caches of different sizes, so there is a graph for each.
         graph = _replay_ms(captured_graphs(model, "prefill")[-1:], device, repeats)

@@ -9,9 +9,8 @@ import json
 import random
 import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 import strategy
 from benchmarks.command_line import common_parser, dtype_of, facts, ways_of
-from benchmarks.measure import attached
+from benchmarks.measure import attached, wall_ms
 from benchmarks.models import Case, build
 from benchmarks.report import mixed_table
 from benchmarks.speed import stem_of
@@ -120,17 +119,12 @@ def _times(
 ) -> tuple[float, float, float, float]:
     """Return the ms of a batch's vision tower, prefill and first tokens, and those of another batch's answers."""
     before = record.clock.seconds()
-    first = _wall_ms(lambda: case.model.generate(**short, do_sample=False, max_new_tokens=1))
+    model = case.model
+    first = wall_ms(lambda: model.generate(**short, do_sample=False, max_new_tokens=1), model.device)
     spent = record.clock.seconds()
-    answers = _wall_ms(lambda: case.model.generate(**long, do_sample=False, max_new_tokens=new))
+    answers = wall_ms(lambda: model.generate(**long, do_sample=False, max_new_tokens=new), model.device)
     vision, prefill = (1000 * (spent[part] - before.get(part, 0)) for part in ("vision", "prefill"))
     return vision, prefill, first, answers
-
-
-def _wall_ms(run: Callable[[], torch.Tensor]) -> float:
-    since = time.perf_counter()
-    run().tolist()
-    return 1000 * (time.perf_counter() - since)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
