@@ -101,7 +101,8 @@ class Attachment:
         hooks.register(self.patch, entry, bucket)
         self.patch.handles += backbone.extra_hooks(self.decoder)
         if whole is not None:
-            self.patch.handles += self.meter.hooks(backbone.vision(whole), whole.get_output_embeddings())
+            vision, head = backbone.vision(whole), whole.get_output_embeddings()
+            self.patch.handles += self.meter.hooks(vision, head, backbone.pieces)
         if self.generator is not None:
             self.generator.install(self.patch)
         if whole is not None and self.record.plan:

@@ -36,10 +36,12 @@ class EncoderSpec(NamedTuple):
     keys; one path where one module projects queries, keys and values. heads: How many. class_token: Whether the first
     token of each picture is a class token. rotary: Name of the layer's argument with the cosines and sines that rotate
     its tokens, if they are rotated. ends: Name of the layer's argument with the bounds of the pieces, pictures or
-    windows, inside which tokens see each other, where one sequence [L, C] holds them all. merge: Makes values of visual
-    tokens [..., N, D] out of those of patches [..., L, D]; None where each patch is a visual token. order: The tower,
-    and what gives, from the arguments of its call, the place of each visual token among those that the layers see; None
-    where these stand in order.
+    windows, inside which tokens see each other, where one sequence [L, C] holds them all. attention, output: Paths of a
+    layer's module that computes attention from the sequence and the arguments `rotary` and `ends`, and of the module in
+    it that projects what the heads return; between `query` and `output` the graph engine computes by a kernel of its
+    own. None leaves the module as it is. merge: Makes values of visual tokens [..., N, D] out of those of patches
+    [..., L, D]; None where each patch is a visual token. order: The tower, and what gives, from the arguments of its
+    call, the place of each visual token among those that the layers see; None where these stand in order.
     """
 
     layers: Sequence[nn.Module]
@@ -49,6 +51,8 @@ class EncoderSpec(NamedTuple):
     class_token: bool = True
     rotary: str | None = None
     ends: str | None = None
+    attention: str | None = None
+    output: str | None = None
     merge: Callable[[Tensor], Tensor] | None = None
     order: tuple[nn.Module, Callable[[Mapping[str, Any]], Tensor]] | None = None
 
@@ -203,6 +207,18 @@ class Backbone(ABC):
     def vision(self, model: Any) -> list[nn.Module]:
         """Return the modules that make visual tokens of pixels, none of them inside another one."""
         return []
+
+    def pieces(self, module: nn.Module, arguments: Mapping[str, Any]) -> Sequence[int] | None:
+        """Return the lengths of the pieces, in tokens, in which a call of a vision module computes attention.
+
+        What the call costs besides has to grow as the tokens do: then the operations of one call are counted, and those
+        of others follow. The default, None, has those of each shape counted, which takes time.
+
+        Args:
+            module: The module.
+            arguments: Those of its forward call, by name.
+        """
+        return None
 
     def encoder(self, model: Any) -> EncoderSpec | None:
         """Describe the vision tower of a model.

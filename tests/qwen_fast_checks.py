@@ -1,5 +1,6 @@
 """The prompts of the Qwens' small checkpoints for the fast path; each one's tests import all from here."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matrix import names_for
 from PIL import Image
+from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import strategy
+from strategy.kernels.compile import compiling
+from strategy.metrics.macs import MacCounter
 
 EXAMPLES = Path(__file__).parents[1] / "examples/shapes"
 QUESTIONS = ("What is it?", "Is there a red circle in the picture or not?", "How many?")
@@ -79,3 +85,98 @@ def test_any_mix_of_prompts_is_answered_as_by_the_stock_loop(asked, prompts, row
     ]
     for ours, theirs in zip(run.stages, told.stages, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
+
+
+SHAPES = (((1, 8, 12),), ((1, 8, 8),) * 2, ((1, 8, 12), (1, 4, 4)), ((1, 12, 8), (1, 4, 4), (2, 8, 8)), ((1, 16, 16),))
+
+
+@pytest.fixture
+def tower(asked, device):
+    """The vision tower, and calls of it with pictures of several sizes and a video."""
+    module = asked.model.model.visual
+    side, time = module.patch_embed.patch_size, module.patch_embed.temporal_patch_size
+    draw = torch.Generator().manual_seed(0)
+
+    def call(shapes):
+        patches = sum(frames * height * width for frames, height, width in shapes)
+        pixels = torch.randn(patches, 3 * time * side**2, generator=draw).to(device)
+        return pixels, torch.tensor(shapes, device=device)
+
+    return module, [call(shapes) for shapes in SHAPES]
+
+
+def blocks(module):
+    """The modules of a tower that come several times: its layers, and the mergers of some."""
+    return [block for each in module.modules() if isinstance(each, nn.ModuleList) for block in each]
+
+
+def features(output):
+    return output if torch.is_tensor(output) else output[0]
+
+
+@torch.no_grad()
+def test_the_tower_sees_what_the_stock_one_sees_whatever_the_sizes(asked, tower, device):
+    module, calls = tower
+    stock = [features(module(*call)) for call in calls]
+    with strategy.prune(asked.model, strategy.VTRConfig(engine="graph", enabled=False)):
+        seen = [features(module(*call)) for call in (*calls, *calls)]
+    limit = 0 if device == "cpu" else 1e-5
+    for ours, theirs in zip(seen, stock * 2, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=limit, atol=limit)
+
+
+def test_gradients_go_through_the_tower_as_through_the_stock_one(asked, tower):
+    module, ((pixels, grid), *_) = tower
+
+    def gradient():
+        leaf = pixels.clone().requires_grad_()
+        features(module(leaf, grid)).square().sum().backward()
+        return leaf.grad
+
+    stock = gradient()
+    with strategy.prune(asked.model, strategy.VTRConfig(engine="graph", enabled=False)):
+        assert torch.equal(gradient(), stock)
+    asked.model.zero_grad()
+
+
+@torch.no_grad()
+def test_a_layer_of_the_tower_is_compiled_once_for_all_sizes(asked, tower, monkeypatch):
+    compiled, graphs = [], []
+
+    def compiler(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def compile_here(function):
+        compiled.append(function)
+        return torch.compile(function, backend=compiler)
+
+    monkeypatch.setattr("strategy.kernels.compile._compiled_between", cache(compile_here))
+    module, calls = tower
+    with strategy.prune(asked.model, strategy.VTRConfig(engine="graph", enabled=False)):
+        module(*calls[0])  # its operations are counted, which nothing is compiled for
+        with compiling(True):
+            for call in calls:
+                module(*call)
+    assert len(graphs) == len(compiled) == len({type(block) for block in blocks(module)})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+def test_what_other_sizes_cost_follows_from_the_first_ones(asked, tower, engine, monkeypatch):
+    counters = []
+
+    class Noted(MacCounter):
+        def __init__(self):
+            super().__init__()
+            counters.append(self)
+
+    monkeypatch.setattr("strategy.metrics.meter.MacCounter", Noted)
+    module, calls = tower
+    with strategy.prune(asked.model, strategy.VTRConfig(engine=engine, enabled=False)) as run:
+        for call in (*calls, *calls):
+            before = run.multiply_adds["vision"]
+            with MacCounter() as counter:
+                module(*call)
+            assert run.multiply_adds["vision"] - before == counter.total > 0
+    assert len(counters) == 1, "operations are counted one by one once"

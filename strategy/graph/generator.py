@@ -22,6 +22,7 @@ from strategy.graph.bucketing import bucket_prompts
 from strategy.graph.decoder import DECODE_CHUNK, FusedDecoder, GenerationState, plain_tensors
 from strategy.graph.fallback import FallbackPolicy, recoverable_errors, wants_graphs
 from strategy.graph.static_cache import StaticKVCache
+from strategy.graph.tower_attention import replace_attention
 from strategy.graph.vision import VisionGraphs
 from strategy.kernels import kv_cache
 from strategy.kernels.compile import compile_between_breaks
@@ -79,6 +80,9 @@ class GraphGenerator:
         graphs = self.backbone.vision_graphs
         if not graphs and wants_graphs(self.policy.mode, self.decoder.decoder):
             self.record.decide("vision", "stock modules", f"the backbone {self.backbone.name} wants no graphs of them")
+        spec = self.backbone.encoder(self.model) if graphs else None
+        if spec is not None:
+            replace_attention(patch, spec)
         for module in self.backbone.vision(self.model) if graphs else ():
             stacks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
             seen = self.hooks.encoder and self.hooks.encoder.layer

@@ -15,6 +15,7 @@ from strategy.distributed.collectives import broadcast_first
 from strategy.graph.cuda_graphs import ProgramKey
 from strategy.graph.decoder import FusedDecoder, plain_tensors
 from strategy.graph.fallback import FallbackPolicy
+from strategy.kernels.packed_attention import keeping_bounds
 from strategy.metrics.meter import CostMeter
 from strategy.pruning.encoder import EncoderRecorder
 
@@ -63,7 +64,7 @@ class VisionGraphs:
             filled = [pixels[floats.index(at)] if at in floats else leaf for at, leaf in enumerate(leaves)]
             own_args, own_kwargs = tree_unflatten(filled, spec)
             call = partial(stock, *own_args, **own_kwargs)
-            with _caching(module, self.size_methods, known):
+            with _caching(module, self.size_methods, known), keeping_bounds(known):
                 return (call(), ()) if self.encoder is None else self.encoder.record_apart(call)
 
         shapes = [(pixels.shape, pixels.dtype) for pixels in inputs]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 # By number of dimensions, those in which prompts, prunes and caches differ: [B, L], [B, L, C], [B, heads, L, width].
 DYNAMIC_DIMS: dict[int, list[int]] = {1: [], 2: [1], 3: [1], 4: [2]}
@@ -52,6 +53,9 @@ def compile_between_breaks(method: Callable[..., Any], *args: Any, **kwargs: Any
     function = getattr(method, "__func__", None)
     if function is None or torch.compiler.is_compiling() or not _compiling.get():
         return method(*args, **kwargs)
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.dim() <= 2:  # a packed sequence [L, C], its tables and bounds
+            torch._dynamo.maybe_mark_dynamic(leaf, 0)
     with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
         return _compiled_between(function)(method.__self__, *args, **kwargs)  # type: ignore[attr-defined]
 

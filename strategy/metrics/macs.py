@@ -4,6 +4,8 @@ A matrix product of [n, k] and [k, m] counts n * k * m. Attention counts in full
 kernel needs to compute only half of it.
 """
 
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,17 +14,23 @@ from torch.utils.flop_counter import flop_registry
 
 ATEN = torch.ops.aten
 # torch has no formula for its CPU kernel of attention, which computes what the GPU kernels do.
-FORMULAS: dict[Any, Any] = flop_registry | {
+OWN_FORMULAS = {
     ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[ATEN._scaled_dot_product_flash_attention]
 }
+FORMULAS: Mapping[Any, Any] = ChainMap(OWN_FORMULAS, flop_registry)
 
 
 class MacCounter(TorchDispatchMode):
-    """Counts the multiply-adds of whatever runs inside it, by torch's own formulas."""
+    """Counts the multiply-adds of whatever runs inside it, by torch's own formulas.
+
+    Attributes:
+        total: All of them.
+        attention: Those of kernels of attention.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.total = self.attention = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = FORMULAS.get(func._overloadpacket)
@@ -33,5 +41,7 @@ class MacCounter(TorchDispatchMode):
                 return parts
         result = func(*args, **kwargs or {})
         if known is not None:
-            self.total += known(*args, **kwargs or {}, out_val=result) // 2
+            count = known(*args, **kwargs or {}, out_val=result) // 2
+            self.total += count
+            self.attention += count if "attention" in func.name() else 0
         return result

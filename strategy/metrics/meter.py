@@ -1,8 +1,11 @@
 """What the forward calls of one model cost, counted into its record."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +19,54 @@ from strategy.metrics.record import RunRecord
 from strategy.metrics.thread_state import ThreadState
 from strategy.metrics.timing import Timestamp
 
+Pieces = Callable[[nn.Module, Mapping[str, Any]], Sequence[int] | None]
+
 
 class _Current(ThreadState):
     """The forward call that a thread is in.
 
     phase: What the call counts as, "prefill" or "decode"; None for a prompt without visual tokens. since: When the
-    decoder began. vision: What a vision module was entered with: its key, the counter that runs, and when it began.
+    decoder began. vision: The call of a vision module that the thread is in.
     """
 
     phase: str | None = None
     since: Timestamp | None = None
-    vision: tuple[Any, MacCounter | None, Timestamp] | None = None
+    vision: VisionCall | None = None
+
+
+class VisionCall(NamedTuple):
+    """A call of a vision module: its key, its pieces, the counter that runs, if any, and when it began."""
+
+    key: Any
+    pieces: Sequence[int] | None
+    counter: MacCounter | None
+    since: Timestamp
+
+
+class VisionRate(NamedTuple):
+    """What a vision module cost once, from which follows what other pieces cost, see `Backbone.pieces`.
+
+    attention: Multiply-adds of attention, for `pairs` pairs of tokens. others: Those of all else, for `tokens` tokens.
+    """
+
+    attention: int
+    pairs: int
+    others: int
+    tokens: int
+
+    @classmethod
+    def of(cls, counter: MacCounter, pieces: Sequence[int] | None) -> VisionRate | None:
+        """Return what a counter saw; None where other pieces may cost something else."""
+        # Attention that is spelled out as products cannot be told from the rest.
+        if pieces is None or not counter.attention:
+            return None
+        others = counter.total - counter.attention
+        return cls(counter.attention, sum(length**2 for length in pieces), others, sum(pieces))
+
+    def cost(self, pieces: Sequence[int]) -> int:
+        """Return the multiply-adds for pieces of some lengths."""
+        pairs = sum(length**2 for length in pieces)
+        return self.attention * pairs // self.pairs + self.others * sum(pieces) // self.tokens
 
 
 class CostMeter:
@@ -48,10 +88,19 @@ class CostMeter:
         ]
         # What was counted once for given shapes need not be counted again.
         self.known: dict[Any, int] = {}
+        self.rates: dict[nn.Module, VisionRate] = {}
+        self.pieces: Pieces = lambda *_: None
         self.head_cost = 0  # multiply-adds of one token
 
-    def hooks(self, vision: Iterable[nn.Module], head: nn.Module) -> list[RemovableHandle]:
-        """Register the hooks on the modules beside the decoder: the vision modules and the output head."""
+    def hooks(self, vision: Iterable[nn.Module], head: nn.Module, pieces: Pieces) -> list[RemovableHandle]:
+        """Register the hooks on the modules beside the decoder.
+
+        Args:
+            vision: The vision modules.
+            head: The output head.
+            pieces: See `Backbone.pieces`.
+        """
+        self.pieces = pieces
         weight: Any = head.weight
         self.head_cost = weight.numel()
         handles = [head.register_forward_hook(self._count_head)]
@@ -68,7 +117,7 @@ class CostMeter:
     @property
     def counts_vision(self) -> bool:
         """Whether the operations of a vision module are being counted one by one."""
-        return self.current.vision is not None and self.current.vision[1] is not None
+        return self.current.vision is not None and self.current.vision.counter is not None
 
     def begin_decoder(self, phase: str | None, device: torch.device) -> None:
         """Start the decoder's time, for a call that counts as `phase`."""
@@ -113,28 +162,36 @@ class CostMeter:
         # Integers, such as the grids of pictures of many sizes, decide which patches see each other.
         shapes = [(value.shape, None if value.is_floating_point() else str(value.tolist())) for value in given]
         key = ("vision", id(module), *shapes)
+        # The instance's own forward may be one that hides the names.
+        arguments = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+        pieces = self.pieces(module, arguments)
+        if key not in self.known and pieces is not None and module in self.rates:
+            self.known[key] = self.rates[module].cost(pieces)
         counter = None if key in self.known else MacCounter()
         # The inputs may lie on another device, since towers move them.
-        self.current.vision = key, counter, self.record.clock.start(next(module.parameters()).device)
+        since = self.record.clock.start(next(module.parameters()).device)
+        self.current.vision = VisionCall(key, pieces, counter, since)
         if counter:
             counter.__enter__()
 
     def _end_vision(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.current.vision is None:
             return
-        key, counter, since = self.current.vision
+        key, pieces, counter, since = self.current.vision
         self.close()
         if output is None:  # the module raised
             return
         if counter:
             self.known[key] = counter.total
+            if (rate := VisionRate.of(counter, pieces)) is not None:
+                self.rates[module] = rate
         self.record.multiply_adds["vision"] += self.known[key]
         self.record.clock.stop("vision", since)
 
     def close(self) -> None:
         """Stop counting what a vision module does, which a keyboard interrupt leaves running."""
-        if self.current.vision is not None and self.current.vision[1] is not None:
-            self.current.vision[1].__exit__(None, None, None)
+        if self.current.vision is not None and self.current.vision.counter is not None:
+            self.current.vision.counter.__exit__(None, None, None)
         self.current.vision = None
 
     def _count_head(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:

@@ -2,10 +2,11 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -309,6 +310,19 @@ def test_afterwards_the_model_is_the_stock_one_and_a_copy_prunes_by_itself(famil
     assert torch.equal(generate(model, prompts)[1], stock)
     assert torch.equal(generate(other, prompts)[1], pruned)
     assert not torch.equal(pruned, stock)
+
+
+def test_what_a_tower_costs_does_not_depend_on_what_it_was_given_before(family):
+    def costs(names: Sequence[str]) -> list[int]:
+        model, found = family.model(), [0]
+        with strategy.prune(model, config(family, "random")) as run:
+            for name in names:
+                generate(model, family.of(name), 1)
+                found.append(run.multiply_adds["vision"])
+        return [after - before for before, after in pairwise(found)]
+
+    names = ["one", "several", "batch"]
+    assert costs(names) == [cost for name in names for cost in costs([name])]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

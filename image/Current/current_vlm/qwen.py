@@ -4,7 +4,7 @@ Their towers compute what depends on the sizes of pictures in functions of the l
 them cannot.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -36,6 +36,9 @@ class Qwen25VLBackbone(EncodingFirst, QwenBackbone):
     name = "qwen2_5_vl"
     models = (Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration)
     decoders = (Qwen2_5_VLTextModel, Qwen2VLTextModel)
+
+    def pieces(self, module: Any, arguments: Mapping[str, Any]) -> Sequence[int] | None:
+        return None if hasattr(module, "window_size") else super().pieces(module, arguments)
 
     def encoder(self, model: Any) -> EncoderSpec | None:
         spec, tower = super().encoder(model), model.model.visual

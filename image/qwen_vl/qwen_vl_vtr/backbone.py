@@ -1,6 +1,6 @@
 """The backbone of every Qwen-VL."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,10 @@ class QwenBackbone(ConditionalGenerationBackbone):
     def vision(self, model: Any) -> list[nn.Module]:
         return [model.model.visual]
 
+    def pieces(self, module: nn.Module, arguments: Mapping[str, Any]) -> Sequence[int] | None:
+        grids = arguments["grid_thw"].tolist()
+        return [height * width for frames, height, width in grids for _ in range(frames)]
+
     def encoder(self, model: Any) -> EncoderSpec | None:
         tower = model.model.visual
         return EncoderSpec(
@@ -36,6 +40,8 @@ class QwenBackbone(ConditionalGenerationBackbone):
             class_token=False,
             rotary="position_embeddings",
             ends="cu_seqlens",
+            attention="attn",
+            output="attn.proj",
             merge=partial(mean_of_neighbours, count=tower.spatial_merge_size**2),
         )
 

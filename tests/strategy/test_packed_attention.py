@@ -1,0 +1,99 @@
+"""Attention inside the pieces of a packed sequence: the operation, and its kernel without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import accumulate, chain
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from interpreted_attention import LENGTHS, WIDTHS, packed, spelled_out
+from torch.utils.flop_counter import FlopCounterMode
+
+from strategy.kernels.packed_attention import keeping_bounds, packed_attention
+
+TESTS = Path(__file__).parents[1]
+ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5}
+
+
+def bounds(lengths):
+    return torch.tensor([*chain([0], accumulate(lengths))], dtype=torch.int32)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    alike=st.booleans(),
+    width=st.sampled_from([8, 16, 80]),
+)
+def test_tokens_see_each_other_inside_their_pieces_only(lengths, alike, width):
+    lengths = [lengths[0]] * len(lengths) if alike else lengths
+    tensors = packed(width, lengths, torch.float32)
+    seen = packed_attention(*tensors, bounds(lengths))
+    assert seen.is_contiguous()
+    torch.testing.assert_close(seen.double(), spelled_out(*tensors, lengths), rtol=0, atol=ROUNDING[torch.float32])
+
+
+@pytest.mark.parametrize("lengths", [(24,), (8, 8), (3, 20, 1)])
+def test_its_operations_are_counted_as_those_of_pieces_one_by_one(lengths):
+    tensors = packed(16, lengths, torch.float32)
+    with FlopCounterMode(display=False) as together:
+        packed_attention(*tensors, bounds(lengths))
+    with FlopCounterMode(display=False) as apart:
+        for piece in zip(*(tensor.transpose(0, 1).split(lengths, dim=1) for tensor in tensors), strict=True):
+            query, key, value = piece
+            torch.bmm(torch.bmm(query, key.mT).softmax(-1), value)
+    assert together.get_total_flops() == apart.get_total_flops() > 0
+
+
+def test_the_interpreted_kernel_computes_the_same():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "interpreted_attention.py"]
+    run = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = json.loads(run.stdout)
+    assert len(found) == len(WIDTHS) * len(LENGTHS)
+    assert {case: error for case, error in found.items() if not error < ROUNDING[torch.float16]} == {}
+
+
+def test_the_kernel_loads_blocks_ahead_and_multiplies_on_tensor_cores():
+    # Where the compiler cannot prove that loads are aligned, it leaves both out without a word.
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from strategy.kernels import packed_triton
+
+    pointers, sizes = (
+        ("query", "key", "value", "output"),
+        [f"{name}_step" for name in ("query", "key", "value", "output")],
+    )
+    types = dict.fromkeys(pointers, "*fp16") | {"ends": "*i32", "blocks": "i32", "scale": "fp32"}
+    types |= dict.fromkeys(sizes, "i32")
+    blocks = {"num_queries": packed_triton.QUERIES, "num_keys": packed_triton.KEYS, "stages": packed_triton.STAGES}
+    constants = {"width": 80, "first": 64, "second": 16} | blocks
+    aligned = {
+        (place,): [["tt.divisibility", 16]] for place, name in enumerate(types) if name not in ("blocks", "scale")
+    }
+    source = ASTSource(packed_triton._kernel, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
+    options = {"num_warps": packed_triton.WARPS, "num_stages": packed_triton.STAGES}
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert "cp.async" in made.asm["ptx"]
+    assert "wgmma.mma_async" in made.asm["ptx"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_on_a_gpu_it_computes_the_same(width, dtype):
+    for lengths in (*LENGTHS, (5184,), (2116, 2500, 2916)):
+        tensors = [tensor.cuda() for tensor in packed(width, lengths, dtype)]
+        kept = {}
+        with keeping_bounds(kept):
+            seen = packed_attention(*tensors, bounds(lengths))
+        assert len(kept) == (dtype != torch.float32)
+        difference = (seen.double() - spelled_out(*tensors, lengths)).abs().max()
+        assert difference < ROUNDING[dtype], lengths
