@@ -21,7 +21,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import strategy
 from benchmarks.command_line import common_parser, dtype_of, facts, numbers, ways_of
 from benchmarks.families import Preparation
 from benchmarks.measure import attached, layer_lengths, warm_up
@@ -130,8 +129,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     try:
         given.ways, given.batches = ways_of(given), numbers(given.batches, int)
-        for options in given.ways.values():
-            strategy.VTRConfig(**options)
     except ValueError as error:
         parser.error(str(error))
     for name, value, least in (

@@ -41,10 +41,12 @@ def ways_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the options of `strategy.VTRConfig` for each way to answer, the unpruned one first.
 
     Raises:
-        ValueError: A budget is no number.
+        ValueError: A budget is no number, or none that the strategy takes.
     """
     budgets = dict.fromkeys(numbers(arguments.budget, float))
     pruned = {f"pruned {budget:g}": {"strategy": arguments.strategy, **budget_option(budget)} for budget in budgets}
+    for options in pruned.values():
+        strategy.VTRConfig(**options)
     return {"unpruned": {"enabled": False}, **pruned}
 
 
@@ -54,8 +56,15 @@ def budget_option(budget: float) -> dict[str, Any]:
 
 
 def numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """Return the numbers of a comma-separated list."""
-    return [kind(each) for each in text.split(",") if each]
+    """Return the numbers of a comma-separated list.
+
+    Raises:
+        ValueError: One of them is no number.
+    """
+    try:
+        return [kind(each) for each in text.split(",") if each]
+    except ValueError:
+        raise ValueError(f"{text!r}: want numbers with commas between them, such as 192,64") from None
 
 
 def commit() -> str:

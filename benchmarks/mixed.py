@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-import strategy
 from benchmarks.command_line import common_parser, dtype_of, facts, ways_of
 from benchmarks.measure import attached, wall_ms
 from benchmarks.models import Case, build
@@ -139,8 +138,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--batch {given.batch}: want at least 2")
     try:
         given.ways = ways_of(given)
-        for options in given.ways.values():
-            strategy.VTRConfig(**options)
     except ValueError as error:
         parser.error(str(error))
     return given

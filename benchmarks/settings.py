@@ -49,7 +49,7 @@ def settings_of(given: argparse.Namespace) -> list[Setting]:
     """Return what to measure, in order.
 
     Raises:
-        ValueError: A budget is no number.
+        ValueError: A budget is no number, or none that the strategy takes.
     """
     ways = ways_of(given)
     if given.vary == "budget":

@@ -30,7 +30,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=15, help="times that each is measured")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu: a small size")
     parser.add_argument("--batches", default="1", help="batch sizes, such as 1,2,4,8,16,32,64, for the first budget")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    try:
+        given.ways = ways_of(given)
+    except ValueError as error:
+        parser.error(str(error))
+    return given
 
 
 def stem_of(arguments: argparse.Namespace) -> str:
@@ -95,7 +100,7 @@ class PartialResults:
 
 def measure_rows(arguments: argparse.Namespace, case: Case, results: PartialResults, bar: Any) -> None:
     """Measure every way to answer with both engines, and the first two in batches, as far as rows are missing."""
-    ways = ways_of(arguments)
+    ways = arguments.ways
 
     def measure(way: str, engine: str, batch: int) -> Row:
         options = {"engine": engine, **ways[way]}
@@ -111,7 +116,7 @@ def measure(arguments: argparse.Namespace, results: PartialResults) -> dict[str,
     device = torch.device(arguments.device)
     dtype = dtype_of(arguments, device)
     case = build(arguments.backbone, arguments.device, dtype, small=device.type == "cpu")
-    layers, ways = DecoderLayers.of(case.model), ways_of(arguments)
+    layers, ways = DecoderLayers.of(case.model), arguments.ways
     budgets = [None, *dict.fromkeys(numbers(arguments.budget, float))]
     with tqdm(total=len(budgets), desc="Measuring", unit="way") as bar:
         roofline = measure_roofline(device, dtype)

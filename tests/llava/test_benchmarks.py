@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmark_checks import *  # noqa: F403
 
-from benchmarks import answers, curves, llava_models, points, report
+from benchmarks import answers, curves, llava_models, points, report, speed
 from benchmarks.models import build
 from benchmarks.roofline import Roofline, decode_floor, vision_floor
 from strategy import RunRecord
@@ -60,6 +60,16 @@ def test_answers_that_come_in_another_order_are_counted_and_told(tmp_path, capsy
 def test_answers_that_cannot_be_measured_are_refused_before_anything_is_loaded(capsys, words, told):
     with pytest.raises(SystemExit):
         answers.parse(["--backbone", "llava", *words.split()])
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [("0", "retain_ratio=0.0: allowed is"), ("half", "'half': want numbers with commas between them")],
+)
+def test_budgets_that_cannot_be_measured_are_refused_before_anything_is_loaded(capsys, budget, told):
+    with pytest.raises(SystemExit):
+        speed.parse(["--backbone", "llava", "--budget", budget])
     assert told in capsys.readouterr().err
 
 
