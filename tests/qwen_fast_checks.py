@@ -163,7 +163,8 @@ def test_a_layer_of_the_tower_is_compiled_once_for_all_sizes(asked, tower, monke
 
 @torch.no_grad()
 @pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_what_other_sizes_cost_follows_from_the_first_ones(asked, tower, engine, monkeypatch):
+@pytest.mark.parametrize("options", [{"enabled": False}, {"strategy": "scope"}], ids=["unpruned", "looking"])
+def test_what_other_sizes_cost_follows_from_the_first_ones(asked, tower, engine, options, monkeypatch):
     counters = []
 
     class Noted(MacCounter):
@@ -173,7 +174,7 @@ def test_what_other_sizes_cost_follows_from_the_first_ones(asked, tower, engine,
 
     monkeypatch.setattr("strategy.metrics.meter.MacCounter", Noted)
     module, calls = tower
-    with strategy.prune(asked.model, strategy.VTRConfig(engine=engine, enabled=False)) as run:
+    with strategy.prune(asked.model, strategy.VTRConfig(engine=engine, **options)) as run:
         for call in (*calls, *calls):
             before = run.multiply_adds["vision"]
             with MacCounter() as counter:

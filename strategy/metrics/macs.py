@@ -17,6 +17,7 @@ ATEN = torch.ops.aten
 OWN_FORMULAS = {
     ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[ATEN._scaled_dot_product_flash_attention]
 }
+BATCHED = (ATEN.bmm, ATEN.baddbmm)  # products with weights are others
 FORMULAS: Mapping[Any, Any] = ChainMap(OWN_FORMULAS, flop_registry)
 
 
@@ -25,12 +26,12 @@ class MacCounter(TorchDispatchMode):
 
     Attributes:
         total: All of them.
-        attention: Those of kernels of attention.
+        pairwise: Those of products of activations with each other, of which attention consists.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = self.attention = 0
+        self.total = self.pairwise = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = FORMULAS.get(func._overloadpacket)
@@ -43,5 +44,5 @@ class MacCounter(TorchDispatchMode):
         if known is not None:
             count = known(*args, **kwargs or {}, out_val=result) // 2
             self.total += count
-            self.attention += count if "attention" in func.name() else 0
+            self.pairwise += count if func._overloadpacket in BATCHED or "attention" in func.name() else 0
         return result

@@ -46,27 +46,24 @@ class VisionCall(NamedTuple):
 class VisionRate(NamedTuple):
     """What a vision module cost once, from which follows what other pieces cost, see `Backbone.pieces`.
 
-    attention: Multiply-adds of attention, for `pairs` pairs of tokens. others: Those of all else, for `tokens` tokens.
+    pairwise: See `MacCounter`, for `pairs` pairs of tokens. others: All other multiply-adds, for `tokens` tokens.
     """
 
-    attention: int
+    pairwise: int
     pairs: int
     others: int
     tokens: int
 
     @classmethod
-    def of(cls, counter: MacCounter, pieces: Sequence[int] | None) -> VisionRate | None:
-        """Return what a counter saw; None where other pieces may cost something else."""
-        # Attention that is spelled out as products cannot be told from the rest.
-        if pieces is None or not counter.attention:
-            return None
-        others = counter.total - counter.attention
-        return cls(counter.attention, sum(length**2 for length in pieces), others, sum(pieces))
+    def of(cls, counter: MacCounter, pieces: Sequence[int]) -> VisionRate:
+        """Return what a counter saw in a call with pieces of these lengths."""
+        pairs, others = sum(length**2 for length in pieces), counter.total - counter.pairwise
+        return cls(counter.pairwise, pairs, others, sum(pieces))
 
     def cost(self, pieces: Sequence[int]) -> int:
         """Return the multiply-adds for pieces of some lengths."""
         pairs = sum(length**2 for length in pieces)
-        return self.attention * pairs // self.pairs + self.others * sum(pieces) // self.tokens
+        return self.pairwise * pairs // self.pairs + self.others * sum(pieces) // self.tokens
 
 
 class CostMeter:
@@ -183,8 +180,8 @@ class CostMeter:
             return
         if counter:
             self.known[key] = counter.total
-            if (rate := VisionRate.of(counter, pieces)) is not None:
-                self.rates[module] = rate
+            if pieces is not None:
+                self.rates[module] = VisionRate.of(counter, pieces)
         self.record.multiply_adds["vision"] += self.known[key]
         self.record.clock.stop("vision", since)
 
