@@ -1,6 +1,6 @@
 """Attention inside the pieces of a packed sequence: the pictures of a vision tower's call, their frames, or windows."""
 
-import importlib.util
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,10 +41,8 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, ends: Tensor) ->
     bounds = ends.tolist()
     lengths = [stop - start for start, stop in pairwise(bounds)]
     if _kernel_takes(query):
-        from strategy.kernels import packed_triton  # noqa: PLC0415, it is installed beside torch for GPUs only
-
         with torch.cuda.device(query.device):
-            return packed_triton.attend(query, key, value, _bounds_on(query.device, bounds), max(lengths))
+            return _triton().attend(query, key, value, _bounds_on(query.device, bounds), max(lengths))
     if len({*lengths}) == 1:
         return _attend_alike(query, key, value, lengths[0])
     pieces = [tensor.split(lengths) for tensor in (query, key, value)]
@@ -71,12 +69,33 @@ def _attend_alike(query: Tensor, key: Tensor, value: Tensor, length: int) -> Ten
 def _kernel_takes(query: Tensor) -> bool:
     """Return whether the Triton kernel takes the queries: of half precision, on a GPU since Ampere."""
     half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and _has_triton() and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return query.is_cuda and half and can_launch(query.device, query.dtype, query.shape[2])
+
+
+def _triton() -> Any:
+    from strategy.kernels import packed_triton  # noqa: PLC0415, Triton is installed beside torch for GPUs only
+
+    return packed_triton
 
 
 @cache
-def _has_triton() -> bool:
-    return torch.version.hip is None and importlib.util.find_spec("triton") is not None
+def can_launch(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Return whether the Triton kernel can be built and launched, by a try with one token; if not, warn why."""
+    if torch.version.hip or (device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)):
+        return False
+    try:
+        token = torch.zeros(1, 16, width, dtype=dtype, device=device)
+        # As many tokens as need several blocks, since Triton compiles anew for the number 1.
+        _triton().attend(token, token, token, torch.tensor([0, 1], dtype=torch.int32, device=device), 1000)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # of many kinds: Triton, its tools and the C compiler raise them
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        warnings.warn(
+            f"vision towers attend by torch's kernels, since that of Triton cannot be launched ({reason})", stacklevel=2
+        )
+        return False
+    return True
 
 
 def _bounds_on(device: torch.device, bounds: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from interpreted_attention import LENGTHS, WIDTHS, packed, spelled_out
 from torch.utils.flop_counter import FlopCounterMode
 
-from strategy.kernels.packed_attention import keeping_bounds, packed_attention
+from strategy.kernels.packed_attention import can_launch, keeping_bounds, packed_attention
 
 TESTS = Path(__file__).parents[1]
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5}
@@ -83,6 +83,13 @@ def test_the_kernel_loads_blocks_ahead_and_multiplies_on_tensor_cores():
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert "cp.async" in made.asm["ptx"]
     assert "wgmma.mma_async" in made.asm["ptx"]
+
+
+def test_where_the_kernel_cannot_be_launched_torch_attends_with_a_warning():
+    # Here there is no GPU; elsewhere there may be no C compiler, which Triton needs.
+    can_launch.cache_clear()
+    with pytest.warns(UserWarning, match=r"attend by torch's kernels, since that of Triton cannot be launched \(.+\)"):
+        assert not can_launch(torch.device("cpu"), torch.float16, 80)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
