@@ -181,3 +181,22 @@ def test_what_other_sizes_cost_follows_from_the_first_ones(asked, tower, engine,
                 module(*call)
             assert run.multiply_adds["vision"] - before == counter.total > 0
     assert len(counters) == 1, "operations are counted one by one once"
+
+
+@torch.no_grad()
+def test_a_tower_whose_arguments_have_no_names_is_counted_too(asked, tower, monkeypatch):
+    module, (call, *_) = tower
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tower, self.dtype = module, module.dtype
+
+        def forward(self, *args, **kwargs):
+            return self.tower(*args, **kwargs)
+
+    monkeypatch.setattr(type(strategy.backbone.find_backbone(asked.model)), "vision", lambda *_: [around])
+    around = Around()
+    with strategy.prune(asked.model, strategy.VTRConfig(engine="eager", enabled=False)) as run, MacCounter() as counter:
+        around(call[0], grid_thw=call[1])
+    assert run.multiply_adds["vision"] == counter.total > 0

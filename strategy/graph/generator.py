@@ -80,7 +80,8 @@ class GraphGenerator:
         graphs = self.backbone.vision_graphs
         if not graphs and wants_graphs(self.policy.mode, self.decoder.decoder):
             self.record.decide("vision", "stock modules", f"the backbone {self.backbone.name} wants no graphs of them")
-        spec = self.backbone.encoder(self.model) if graphs else None
+        answers = wants_graphs(self.policy.mode, self.decoder.decoder) and not self.policy.unusable
+        spec = self.backbone.encoder(self.model) if graphs and answers else None
         if spec is not None:
             replace_attention(patch, spec)
         for module in self.backbone.vision(self.model) if graphs else ():
@@ -230,6 +231,7 @@ class GraphGenerator:
                 if self.current.generation is not None:
                     raise
                 failure = error
+            self.runner.meter.recount_vision()
             self.free()
             self.policy.handle(failure)
             del failure

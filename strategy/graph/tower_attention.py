@@ -32,7 +32,7 @@ def replace_attention(patch: ModelPatch, spec: EncoderSpec) -> None:
             apply_rotary(projected[:, kind].transpose(0, 1)[None].float(), cos, sin)[0].transpose(0, 1)
             for kind in (0, 1)
         ]
-        halves = [each.to(hidden.dtype).contiguous() for each in turned]
+        halves = [each.to(projected.dtype).contiguous() for each in turned]
         seen = packed_attention(*halves, projected[:, 2], kwargs[ends])
         return attention.get_submodule(output)(seen.flatten(1))
 

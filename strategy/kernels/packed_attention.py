@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from itertools import pairwise
@@ -80,13 +80,14 @@ def _triton() -> Any:
 
 @cache
 def can_launch(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Return whether the Triton kernel can be built and launched, by a try with one token; if not, warn why."""
+    """Return whether the Triton kernel can be built and launched, by a try with one token; warn if it fails."""
     if torch.version.hip or (device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)):
         return False
     try:
         token = torch.zeros(1, 16, width, dtype=dtype, device=device)
         # As many tokens as need several blocks, since Triton compiles anew for the number 1.
-        _triton().attend(token, token, token, torch.tensor([0, 1], dtype=torch.int32, device=device), 1000)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            _triton().attend(token, token, token, torch.tensor([0, 1], dtype=torch.int32, device=device), 1000)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # of many kinds: Triton, its tools and the C compiler raise them

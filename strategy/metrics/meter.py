@@ -159,9 +159,8 @@ class CostMeter:
         # Integers, such as the grids of pictures of many sizes, decide which patches see each other.
         shapes = [(value.shape, None if value.is_floating_point() else str(value.tolist())) for value in given]
         key = ("vision", id(module), *shapes)
-        # The instance's own forward may be one that hides the names.
-        arguments = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
-        pieces = self.pieces(module, arguments)
+        names = inspect.signature(type(module).forward).parameters  # the instance's own forward may hide them
+        pieces = self.pieces(module, dict(zip(names, (module, *args), strict=False)) | kwargs)
         if key not in self.known and pieces is not None and module in self.rates:
             self.known[key] = self.rates[module].cost(pieces)
         counter = None if key in self.known else MacCounter()
@@ -180,10 +179,15 @@ class CostMeter:
             return
         if counter:
             self.known[key] = counter.total
-            if pieces is not None:
+            if pieces and counter.pairwise:  # which is 0 where torch knows no formula, as for other libraries' kernels
                 self.rates[module] = VisionRate.of(counter, pieces)
         self.record.multiply_adds["vision"] += self.known[key]
         self.record.clock.stop("vision", since)
+
+    def recount_vision(self) -> None:
+        """Forget what the vision module has done so far, since it begins again."""
+        if self.current.vision is not None and self.current.vision.counter is not None:
+            self.current.vision.counter.total = self.current.vision.counter.pairwise = 0
 
     def close(self) -> None:
         """Stop counting what a vision module does, which a keyboard interrupt leaves running."""

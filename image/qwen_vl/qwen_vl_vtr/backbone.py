@@ -27,8 +27,10 @@ class QwenBackbone(ConditionalGenerationBackbone):
         return [model.model.visual]
 
     def pieces(self, module: nn.Module, arguments: Mapping[str, Any]) -> Sequence[int] | None:
-        grids = arguments["grid_thw"].tolist()
-        return [height * width for frames, height, width in grids for _ in range(frames)]
+        grids = arguments.get("grid_thw")
+        if grids is None:  # of a module around the tower
+            return None
+        return [height * width for frames, height, width in grids.tolist() for _ in range(frames)]
 
     def encoder(self, model: Any) -> EncoderSpec | None:
         tower = model.model.visual
@@ -40,7 +42,8 @@ class QwenBackbone(ConditionalGenerationBackbone):
             class_token=False,
             rotary="position_embeddings",
             ends="cu_seqlens",
-            attention="attn",
+            # Kernels of other libraries stay, as the user chose them.
+            attention="attn" if tower.config._attn_implementation in ("sdpa", "eager") else None,
             output="attn.proj",
             merge=partial(mean_of_neighbours, count=tower.spatial_merge_size**2),
         )
