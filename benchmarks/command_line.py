@@ -44,15 +44,19 @@ def ways_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         ValueError: A budget is no number, or none that the strategy takes.
     """
     budgets = dict.fromkeys(numbers(arguments.budget, float))
-    pruned = {f"pruned {budget:g}": {"strategy": arguments.strategy, **budget_option(budget)} for budget in budgets}
-    for options in pruned.values():
-        strategy.VTRConfig(**options)
+    pruned = {f"pruned {budget:g}": pruned_options(arguments.strategy, budget) for budget in budgets}
     return {"unpruned": {"enabled": False}, **pruned}
 
 
-def budget_option(budget: float) -> dict[str, Any]:
-    """Return a budget as the option of `VTRConfig` that it stands for."""
-    return {"retain_ratio": budget} if budget <= 1 else {"keep_tokens": int(budget)}
+def pruned_options(name: str, budget: float) -> dict[str, Any]:
+    """Return the options of `strategy.VTRConfig` for a strategy with a budget, tokens or up to 1 a ratio.
+
+    Raises:
+        ValueError: The strategy takes no such budget.
+    """
+    options = {"strategy": name, **({"retain_ratio": budget} if budget <= 1 else {"keep_tokens": int(budget)})}
+    strategy.VTRConfig(**options)
+    return options
 
 
 def numbers(text: str, kind: Callable[[str], Any]) -> list[Any]:

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-import strategy
 from benchmarks.command_line import common_parser, dtype_of, facts, numbers
 from benchmarks.models import Case, batched, build, resized, sizes_of
 from benchmarks.points import Point, measure_point
@@ -27,8 +26,8 @@ from benchmarks.settings import VARIED, Setting, settings_of
 from benchmarks.tower import TowerPoint, VisionCall, measure_tower, replayed, vision_calls
 from strategy import registry
 from strategy.evaluation.files import write_whole
-from strategy.graph.cuda_graphs import first_line
 from strategy.graph.fallback import OOM_REASON
+from strategy.kernels.errors import first_line
 
 NO_MEMORY = "does not fit into memory"
 SAME = ("backbone", "strategy", "vary", "batch", "device", "dtype")  # in runs whose points make one curve
@@ -57,9 +56,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         words = given.values or (varied.small if torch.device(given.device).type == "cpu" else varied.values)
         given.values = [*dict.fromkeys(numbers(words, varied.kind))]
         given.settings = settings_of(given)
-        for setting in given.settings:
-            for _, _, options in setting.ways:
-                strategy.VTRConfig(**options)
     except ValueError as error:
         parser.error(str(error))
     for name, value, least in (

@@ -70,8 +70,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--device cuda: there is no GPU; allowed here is --device cpu, which measures a small size")
     try:
         given.ways = ways_of(given)
-        for options in given.ways.values():
-            strategy.VTRConfig(engine=given.engine, **options)
+        strategy.VTRConfig(engine=given.engine)
         given.tp_size = tensor_parallel.parse_tp_size(given.tensor_parallel)
         given.sharded = zero.parse_zero_stage(given.zero_stage, given.tp_size)
     except ValueError as error:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks.command_line import budget_option, ways_of
+from benchmarks.command_line import pruned_options, ways_of
 
 
 class Varied(NamedTuple):
@@ -54,7 +54,7 @@ def settings_of(given: argparse.Namespace) -> list[Setting]:
     ways = ways_of(given)
     if given.vary == "budget":
         rows: list[tuple[str, float, dict[str, Any]]] = [("unpruned", 1, ways["unpruned"])]
-        rows += [("pruned", value, {"strategy": given.strategy, **budget_option(value)}) for value in given.values]
+        rows += [("pruned", value, pruned_options(given.strategy, value)) for value in given.values]
         return [Setting(1, given.batch, None, rows)]
     by_batch = given.vary == "batch"
     return [

@@ -15,7 +15,9 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import strategy
+from strategy.graph.vision import VisionGraphs
 from strategy.kernels.compile import compiling
+from strategy.kernels.packed_attention import packed_attention
 from strategy.metrics.macs import MacCounter
 
 EXAMPLES = Path(__file__).parents[1] / "examples/shapes"
@@ -200,3 +202,65 @@ def test_a_tower_whose_arguments_have_no_names_is_counted_too(asked, tower, monk
     with strategy.prune(asked.model, strategy.VTRConfig(engine="eager", enabled=False)) as run, MacCounter() as counter:
         around(call[0], grid_thw=call[1])
     assert run.multiply_adds["vision"] == counter.total > 0
+
+
+@torch.no_grad()
+def test_a_call_that_failed_and_was_made_again_is_counted_once(asked, tower, monkeypatch):
+    module, calls = tower
+
+    def fail(vision, tower, stock, *args, **kwargs):
+        stock(*args, **kwargs)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with MacCounter() as counter:
+        module(*calls[0])
+    with strategy.prune(asked.model, strategy.VTRConfig(engine="graph", enabled=False)) as run:
+        monkeypatch.setattr(VisionGraphs, "usable", lambda vision, _: not vision.policy.unusable)
+        monkeypatch.setattr(VisionGraphs, "forward", fail)
+        with pytest.warns(UserWarning, match="memory is too small"):
+            module(*calls[0])
+    assert run.multiply_adds["vision"] == counter.total > 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "implementation", "replaced"),
+    [
+        ("auto", "sdpa", "on a GPU"),
+        ("eager", "sdpa", ""),
+        ("graph", "sdpa", "everywhere"),
+        ("graph", "eager", "everywhere"),
+        ("graph", "own", ""),
+    ],
+)
+def test_the_attention_of_a_tower_is_replaced_where_the_engine_answers(
+    asked, tower, device, engine, implementation, replaced, monkeypatch
+):
+    module, _ = tower
+    monkeypatch.setattr(module.config, "_attn_implementation", implementation)
+    with strategy.prune(asked.model, strategy.VTRConfig(engine=engine, enabled=False)):
+        found = ["forward" in vars(block.attn) for block in module.blocks]
+    assert {*found} == {replaced == "everywhere" or (replaced == "on a GPU" and device == "cuda")}
+    assert not any("forward" in vars(block.attn) for block in module.blocks)
+
+
+@torch.no_grad()
+def test_under_autocast_a_tower_attends_in_the_type_of_its_projection(asked, tower, device, monkeypatch):
+    module, types = tower[0], set()
+
+    def noted(*tensors):
+        types.update(tensor.dtype for tensor in tensors[:3])
+        return packed_attention(*tensors)
+
+    monkeypatch.setattr("strategy.graph.tower_attention.packed_attention", noted)
+    attention, heads = module.blocks[0].attn, module.config.num_heads
+    # A GPU's autocast leaves the norm in front in float32.
+    hidden = torch.randn(12, attention.qkv.in_features, device=device)
+    tables = [torch.randn(12, attention.qkv.in_features // heads, device=device) for _ in range(2)]
+    call = {"cu_seqlens": torch.tensor([0, 8, 12], dtype=torch.int32), "position_embeddings": tables}
+    with torch.autocast(device, torch.bfloat16):
+        stock = attention(hidden, **call)
+        with strategy.prune(asked.model, strategy.VTRConfig(engine="graph", enabled=False)):
+            seen = attention(hidden, **call)
+    assert types == {torch.bfloat16}
+    assert seen.dtype == stock.dtype
+    torch.testing.assert_close(seen, stock, rtol=0.02, atol=0.02)

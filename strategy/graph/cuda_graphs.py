@@ -14,16 +14,12 @@ from torch.distributed import ProcessGroup
 from torch.utils._pytree import tree_map_only
 
 from strategy.distributed import collectives
+from strategy.kernels.errors import first_line
 
 MAX_MEMORY_FRACTION = 0.25  # of the device's memory that graphs may hold
 MIN_REPLAYS = 8  # replays that outweigh a capture
 Report = Callable[[str, str, str], None]
 """Is called with a program, what was decided about its graph, and why."""
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the name of its class."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @dataclass(frozen=True)

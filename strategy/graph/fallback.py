@@ -13,10 +13,11 @@ import torch
 
 from strategy.backbone import GreedyRequest
 from strategy.distributed import processes
-from strategy.graph.cuda_graphs import Report, first_line
+from strategy.graph.cuda_graphs import Report
 from strategy.graph.static_cache import MAX_EOS_IDS
 from strategy.kernels import kv_cache
 from strategy.kernels.compile import compiling
+from strategy.kernels.errors import first_line
 from strategy.kernels.layer_facts import tp_group_of
 
 STOCK_LOOP = "engine={}: answering with the eager engine, since {}"  # a warning, of the mode and the reason

@@ -77,13 +77,11 @@ class GraphGenerator:
 
     def install(self, patch: ModelPatch) -> None:
         """Replace the forward calls of the vision modules and the decoder, and the greedy loop."""
-        graphs = self.backbone.vision_graphs
-        if not graphs and wants_graphs(self.policy.mode, self.decoder.decoder):
+        graphs, wanted = self.backbone.vision_graphs, wants_graphs(self.policy.mode, self.decoder.decoder)
+        if not graphs and wanted:
             self.record.decide("vision", "stock modules", f"the backbone {self.backbone.name} wants no graphs of them")
-        answers = wants_graphs(self.policy.mode, self.decoder.decoder) and not self.policy.unusable
-        spec = self.backbone.encoder(self.model) if graphs and answers else None
-        if spec is not None:
-            replace_attention(patch, spec)
+        if graphs and wanted and not self.policy.unusable:
+            replace_attention(patch, self.backbone.encoder(self.model))
         for module in self.backbone.vision(self.model) if graphs else ():
             stacks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
             seen = self.hooks.encoder and self.hooks.encoder.layer
@@ -98,7 +96,7 @@ class GraphGenerator:
         loops = self.backbone.greedy_loop(self.model, self.generate)
         for name, loop in loops.items():
             patch.replace(self.model, name, loop)
-        if not loops and wants_graphs(self.policy.mode, decoder):
+        if not loops and wanted:
             self.policy.fall_back(f"the backbone {self.backbone.name} replaces no loop of generate (greedy_loop)")
 
     def free(self) -> None:

@@ -13,12 +13,13 @@ from strategy.kernels.packed_attention import packed_attention
 from strategy.pruning.patch import ModelPatch
 
 
-def replace_attention(patch: ModelPatch, spec: EncoderSpec) -> None:
+def replace_attention(patch: ModelPatch, spec: EncoderSpec | None) -> None:
     """Replace the forward calls of a tower's attention modules, see `EncoderSpec.attention`.
 
-    Modules whose forward call somebody else has replaced, such as accelerate, stay as they are.
+    Modules whose forward call somebody else has replaced, such as accelerate, stay as they are, and so does a tower
+    whose description is None or has no `attention`.
     """
-    if spec.attention is None or spec.output is None or spec.rotary is None or spec.ends is None:
+    if not spec or spec.attention is None or spec.output is None or spec.rotary is None or spec.ends is None:
         return
     query, output = (path.removeprefix(f"{spec.attention}.") for path in (spec.query, spec.output))
     heads, rotary, ends = spec.heads, spec.rotary, spec.ends
@@ -32,8 +33,8 @@ def replace_attention(patch: ModelPatch, spec: EncoderSpec) -> None:
             apply_rotary(projected[:, kind].transpose(0, 1)[None].float(), cos, sin)[0].transpose(0, 1)
             for kind in (0, 1)
         ]
-        halves = [each.to(projected.dtype).contiguous() for each in turned]
-        seen = packed_attention(*halves, projected[:, 2], kwargs[ends])
+        query_and_key = [each.to(projected.dtype).contiguous() for each in turned]
+        seen = packed_attention(*query_and_key, projected[:, 2], kwargs[ends])
         return attention.get_submodule(output)(seen.flatten(1))
 
     for layer in spec.layers:

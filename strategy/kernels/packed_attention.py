@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from strategy.kernels.errors import first_line
+
 _kept_bounds: ContextVar[dict[Any, Any] | None] = ContextVar("kept_bounds", default=None)
 
 
@@ -91,7 +93,7 @@ def can_launch(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # of many kinds: Triton, its tools and the C compiler raise them
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         warnings.warn(
             f"vision towers attend by torch's kernels, since that of Triton cannot be launched ({reason})", stacklevel=2
         )
@@ -99,12 +101,11 @@ def can_launch(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     return True
 
 
-def _bounds_on(device: torch.device, bounds: Sequence[int]) -> Tensor:
-    kept = _kept_bounds.get()
-    key = (device, *bounds)
-    if kept is not None and key in kept:
-        return kept[key]
-    tensor = torch.tensor(bounds, dtype=torch.int32).to(device, non_blocking=True)
-    if kept is not None:
-        kept[key] = tensor
-    return tensor
+def _bounds_on(device: torch.device, bounds: Sequence[int]) -> Any:
+    """Return bounds as int32 on a device, those that are kept if there are any."""
+    kept, key = _kept_bounds.get(), (device, *bounds)
+    if kept is None:
+        kept = {}
+    if key not in kept:
+        kept[key] = torch.tensor(bounds, dtype=torch.int32).to(device, non_blocking=True)
+    return kept[key]

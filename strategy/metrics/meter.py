@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from strategy.kernels.arguments import named_arguments
 from strategy.kernels.compile import compiling
 from strategy.kernels.layer_facts import pair_cost, token_cost
 from strategy.kernels.layer_spec import LayerSpec
@@ -35,7 +35,7 @@ class _Current(ThreadState):
 
 
 class VisionCall(NamedTuple):
-    """A call of a vision module: its key, its pieces, the counter that runs, if any, and when it began."""
+    """A call of a vision module: its key, the pieces of a new size, the counter that runs, and when it began."""
 
     key: Any
     pieces: Sequence[int] | None
@@ -159,10 +159,12 @@ class CostMeter:
         # Integers, such as the grids of pictures of many sizes, decide which patches see each other.
         shapes = [(value.shape, None if value.is_floating_point() else str(value.tolist())) for value in given]
         key = ("vision", id(module), *shapes)
-        names = inspect.signature(type(module).forward).parameters  # the instance's own forward may hide them
-        pieces = self.pieces(module, dict(zip(names, (module, *args), strict=False)) | kwargs)
-        if key not in self.known and pieces is not None and module in self.rates:
-            self.known[key] = self.rates[module].cost(pieces)
+        pieces = None
+        if key not in self.known:
+            # The instance's own forward may hide the names.
+            pieces = self.pieces(module, named_arguments(type(module).forward, (module, *args)) | kwargs)
+            if pieces is not None and module in self.rates:
+                self.known[key] = self.rates[module].cost(pieces)
         counter = None if key in self.known else MacCounter()
         # The inputs may lie on another device, since towers move them.
         since = self.record.clock.start(next(module.parameters()).device)
@@ -186,8 +188,9 @@ class CostMeter:
 
     def recount_vision(self) -> None:
         """Forget what the vision module has done so far, since it begins again."""
-        if self.current.vision is not None and self.current.vision.counter is not None:
-            self.current.vision.counter.total = self.current.vision.counter.pairwise = 0
+        call = self.current.vision
+        if call is not None and call.counter is not None:
+            call.counter.total = call.counter.pairwise = 0
 
     def close(self) -> None:
         """Stop counting what a vision module does, which a keyboard interrupt leaves running."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from strategy.backbone import Backbone, EncoderSpec
+from strategy.kernels.arguments import named_arguments
 from strategy.kernels.attention import apply_rotary, received_attention
 from strategy.kernels.layer_spec import part
 from strategy.metrics.thread_state import ThreadState
 from strategy.pruning.patch import ModelPatch
-from strategy.pruning.prompts import named_arguments
 from strategy.pruning.state import PrefillState
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from strategy.kernels import kv_cache
+from strategy.kernels.arguments import named_arguments
 from strategy.metrics.thread_state import ThreadState
 from strategy.pruning.patch import ModelPatch
-from strategy.pruning.prompts import named_arguments
 
 
 class _Current(ThreadState):

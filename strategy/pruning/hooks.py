@@ -14,6 +14,7 @@ from torch import nn
 
 from strategy.backbone import Backbone, Layout
 from strategy.kernels import kv_cache
+from strategy.kernels.arguments import named_arguments
 from strategy.kernels.layer_spec import LayerSpec
 from strategy.pruning import pruned_cache, refusals
 from strategy.pruning.context import ForwardContext
@@ -22,7 +23,7 @@ from strategy.pruning.generate_call import GenerateCall
 from strategy.pruning.joint import JointPlacer
 from strategy.pruning.layer_hooks import LayerHooks
 from strategy.pruning.patch import ModelPatch
-from strategy.pruning.prompts import named_arguments, prompt_tokens
+from strategy.pruning.prompts import prompt_tokens
 from strategy.pruning.question_free import QuestionFreePass
 from strategy.pruning.stage import StageRunner
 from strategy.pruning.state import PrefillState

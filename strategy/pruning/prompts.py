@@ -1,7 +1,6 @@
 """Keyword arguments of a decoder that go with its prompts."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,11 +20,6 @@ def prompt_tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         raise ValueError("while it is pruned, a decoder takes keyword arguments only, such as inputs_embeds=")
     embeddings = kwargs.get("inputs_embeds")
     return kwargs["input_ids"] if embeddings is None else embeddings
-
-
-def named_arguments(function: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """Return positional arguments of a function by their names."""
-    return dict(zip(inspect.signature(function).parameters, args, strict=False)) if args else {}
 
 
 def gather_prompt_kwargs(kwargs: Mapping[str, Any], tokens: Tensor, index: Tensor, real: Tensor) -> dict[str, Any]:

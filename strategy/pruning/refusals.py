@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from strategy.kernels import kv_cache
-from strategy.pruning.prompts import named_arguments
+from strategy.kernels.arguments import named_arguments
 
 # Options of `generate` whose loops read the prompt in parts, or cut and copy the cache by the prompt's whole length.
 LOOPS = (

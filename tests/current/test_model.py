@@ -322,7 +322,9 @@ def test_what_a_tower_costs_does_not_depend_on_what_it_was_given_before(family):
         return [after - before for before, after in pairwise(found)]
 
     names = ["one", "several", "batch"]
-    assert costs(names) == [cost for name in names for cost in costs([name])]
+    together = costs(names)
+    assert together == [cost for name in names for cost in costs([name])]
+    assert min(together) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaModel
 import strategy
 import training
 from benchmarks import answers, curves, mixed, scaling, serving, speed
-from benchmarks.command_line import budget_option, numbers
+from benchmarks.command_line import numbers, pruned_options
 from comparison import compare, look
 from llava.lmms_eval_model import ARGUMENTS
 from strategy import backbone, registry
@@ -173,7 +173,7 @@ def test_documented_comparisons_are_understood(words):
 @pytest.mark.parametrize("words", commands("speed"), ids=lambda words: words[2])
 def test_documented_measurements_are_understood(words):
     given = speed.parse(["--backbone", words[2], *words[words.index("speed") + 1 :]])
-    assert all(budget_option(budget) for budget in numbers(given.budget, float))
+    assert all(pruned_options(given.strategy, budget) for budget in numbers(given.budget, float))
 
 
 @pytest.mark.parametrize("words", commands("benchmarks.answers"), ids=lambda words: words[2])

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategy.distributed import collectives
-from strategy.graph.cuda_graphs import MIN_REPLAYS, CapturedGraph, CudaGraphCache, ProgramKey, first_line
+from strategy.graph.cuda_graphs import MIN_REPLAYS, CapturedGraph, CudaGraphCache, ProgramKey
+from strategy.kernels.errors import first_line
 from strategy.metrics.record import RunRecord
 
 

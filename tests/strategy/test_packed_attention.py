@@ -4,24 +4,19 @@ import json
 import os
 import subprocess
 import sys
-from itertools import accumulate, chain
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from interpreted_attention import LENGTHS, WIDTHS, packed, spelled_out
+from interpreted_attention import LENGTHS, WIDTHS, bounds, packed, spelled_out
 from torch.utils.flop_counter import FlopCounterMode
 
 from strategy.kernels.packed_attention import can_launch, keeping_bounds, packed_attention
 
 TESTS = Path(__file__).parents[1]
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5}
-
-
-def bounds(lengths):
-    return torch.tensor([*chain([0], accumulate(lengths))], dtype=torch.int32)
 
 
 @given(
@@ -67,12 +62,9 @@ def test_the_kernel_loads_blocks_ahead_and_multiplies_on_tensor_cores():
 
     from strategy.kernels import packed_triton
 
-    pointers, sizes = (
-        ("query", "key", "value", "output"),
-        [f"{name}_step" for name in ("query", "key", "value", "output")],
-    )
-    types = dict.fromkeys(pointers, "*fp16") | {"ends": "*i32", "blocks": "i32", "scale": "fp32"}
-    types |= dict.fromkeys(sizes, "i32")
+    tensors = ("query", "key", "value", "output")
+    types = dict.fromkeys(tensors, "*fp16") | {"ends": "*i32", "blocks": "i32", "scale": "fp32"}
+    types |= {f"{name}_step": "i32" for name in tensors}
     blocks = {"num_queries": packed_triton.QUERIES, "num_keys": packed_triton.KEYS, "stages": packed_triton.STAGES}
     constants = {"width": 80, "first": 64, "second": 16} | blocks
     aligned = {
