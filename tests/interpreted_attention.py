@@ -1,4 +1,4 @@
-"""Compare the Triton kernel of packed attention, interpreted on the CPU, with attention spelled out in float64.
+"""Compare the Triton kernels of attention, interpreted on the CPU, with attention spelled out in float64.
 
 The process needs TRITON_INTERPRET=1 from its start. The answer is a line of JSON: case to largest difference.
 """
@@ -9,6 +9,7 @@ from itertools import accumulate, chain
 import torch
 from triton.runtime import interpreter
 
+from strategy.kernels import decode_triton
 from strategy.kernels.packed_triton import KEYS, QUERIES, attend
 
 WIDTHS = (80, 72, 64, 40, 16)
@@ -47,10 +48,38 @@ def bounds(lengths):
     return torch.tensor([*chain([0], accumulate(lengths))], dtype=torch.int32)
 
 
+# Of a cache: samples, key heads, queries of a key head, width, slots.
+CACHES = ((3, 2, 1, 128, 192), (2, 1, 7, 128, 64), (2, 2, 4, 80, 128), (4, 2, 3, 16, 64))
+
+
+def decoding(batch, key_heads, shared_by, width, slots, dtype):
+    """Queries, and a cache whose slots behind the tokens' own hold no numbers, with the slots of the tokens."""
+    query = torch.randn(batch, key_heads, shared_by, width).to(dtype)
+    keys, values = torch.randn(2, batch, key_heads, slots, width).to(dtype)
+    slot = torch.tensor([slots - 1, 0, slots // 2 - 1, slots // 2])[:batch]
+    behind = torch.arange(slots) > slot[:, None]
+    for tensor in (keys, values):
+        tensor.transpose(1, 2)[behind] = torch.nan
+    return query, keys, values, slot
+
+
+def decoding_spelled_out(query, keys, values, slot, scale):
+    """Attention of one token a sample, in float64."""
+    rows = []
+    for own_query, own_keys, own_values, last in zip(query.double(), keys.double(), values.double(), slot, strict=True):
+        seen = own_keys[:, : last + 1], own_values[:, : last + 1]
+        rows.append((own_query @ seen[0].mT * scale).softmax(-1) @ seen[1])
+    return torch.stack(rows)
+
+
 def main() -> None:
     allow_numpy_2_4()
     torch.manual_seed(0)
     found = {}
+    for shape in CACHES:
+        tensors = decoding(*shape, torch.float16)
+        difference = decode_triton.attend(*tensors, 0.1).double() - decoding_spelled_out(*tensors, 0.1)
+        found[f"decoding {shape}"] = difference.abs().max().item()
     for width in WIDTHS:
         for lengths in LENGTHS:
             tensors = packed(width, lengths, torch.float16)

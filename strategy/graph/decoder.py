@@ -27,6 +27,7 @@ from strategy.graph.static_cache import StaticCachePool, StaticKVCache
 from strategy.graph.weights import PackedWeights
 from strategy.kernels import kv_cache, llama_layer
 from strategy.kernels.attention import gather_rows
+from strategy.kernels.decode_attention import kernel_takes
 from strategy.kernels.layer_facts import tp_group_of
 from strategy.kernels.layer_spec import LayerSpec, norm_epsilon
 from strategy.metrics.record import Stage
@@ -242,7 +243,9 @@ class FusedDecoder:
     def _decode_program(self, cache: StaticKVCache) -> None:
         x = self.model.get_input_embeddings().forward(cache.token[:, None])
         cos, sin = self.backbone.rotary_at(self.decoder, cache.position[:, None])
-        seen = torch.arange(cache.length, device=x.device) <= cache.slot[:, None]
+        seen = None
+        if not kernel_takes(cache.layers[0][0]):
+            seen = torch.arange(cache.length, device=x.device) <= cache.slot[:, None]
         for own, shape, (keys, values) in zip(self.weights.layers, self.weights.shapes, cache.layers, strict=True):
             x = llama_layer.decode(x, cos, sin, own, shape, keys, values, cache.slot, seen)
         logits = self.model.get_output_embeddings().forward(self._final_norm(x[:, 0]))

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from strategy.kernels.attention import apply_rotary, gather_rows
 from strategy.kernels.compile import compilable
+from strategy.kernels.decode_attention import decode_attention
 from strategy.kernels.layer_facts import TP_GROUP_ATTR, is_zero_sharded, tp_group_of
 from strategy.kernels.layer_spec import LayerSpec, part
 
@@ -275,7 +276,7 @@ def decode(
     keys: Tensor,
     values: Tensor,
     slot: Tensor,
-    seen: Tensor,
+    seen: Tensor | None,
 ) -> Tensor:
     """Run a layer over one token of each sample, and write the token into its slot of a cache.
 
@@ -288,7 +289,8 @@ def decode(
         keys: The cache's keys [B, key heads, slots, width], written in place.
         values: The cache's values, likewise.
         slot: The token's slot [B].
-        seen: The slots that hold a token [B, slots], the new one's included.
+        seen: The slots that hold a token [B, slots], the new one's included; None where `decode_attention` attends,
+            which takes those up to the token's.
 
     Returns:
         The output [B, 1, C].
@@ -298,5 +300,8 @@ def decode(
     keys[samples, :, slot], values[samples, :, slot] = k[:, :, 0], v[:, :, 0]
     # Queries that share a key head are as many queries of one head.
     grouped = q.reshape(len(x), s.key_heads, -1, s.width)
-    attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen[:, None, None], scale=s.scale)
+    if seen is None:
+        attended = decode_attention(grouped, keys, values, slot, s.scale)
+    else:
+        attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen[:, None, None], scale=s.scale)
     return _after_attention(x, attended.reshape(len(x), s.heads, 1, s.width), w, s)

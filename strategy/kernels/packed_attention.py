@@ -1,8 +1,7 @@
 """Attention inside the pieces of a packed sequence: the pictures of a vision tower's call, their frames, or windows."""
 
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from itertools import pairwise
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from strategy.kernels.errors import first_line
+from strategy.kernels.trial import launches
 
 _kept_bounds: ContextVar[dict[Any, Any] | None] = ContextVar("kept_bounds", default=None)
 
@@ -83,22 +82,13 @@ def _triton() -> Any:
 @cache
 def can_launch(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Return whether the Triton kernel can be built and launched, by a try with one token; warn if it fails."""
-    if torch.version.hip or (device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)):
-        return False
-    try:
+
+    def trial() -> None:
         token = torch.zeros(1, 16, width, dtype=dtype, device=device)
         # As many tokens as need several blocks, since Triton compiles anew for the number 1.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            _triton().attend(token, token, token, torch.tensor([0, 1], dtype=torch.int32, device=device), 1000)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # of many kinds: Triton, its tools and the C compiler raise them
-        reason = first_line(error)
-        warnings.warn(
-            f"vision towers attend by torch's kernels, since that of Triton cannot be launched ({reason})", stacklevel=2
-        )
-        return False
-    return True
+        _triton().attend(token, token, token, torch.tensor([0, 1], dtype=torch.int32, device=device), 1000)
+
+    return launches(device, trial, "vision towers attend by torch's kernels")
 
 
 def _bounds_on(device: torch.device, bounds: Sequence[int]) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 # On an H200 the fastest of those tried at widths 80 and 72: rows of queries and of keys, warps, blocks loaded ahead.
 QUERIES, KEYS, WARPS, STAGES = 128, 64, 8, 3
+REGISTERS = 128  # of a thread, so that two programs fit on a multiprocessor; the compiler takes 132 at width 72
 NARROWEST = 16  # width of a product in Triton
 
 
@@ -136,9 +137,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int
     blocks = triton.cdiv(longest, QUERIES)
     steps = [tensor.stride(0) for tensor in (query, key, value, output)]
     parts = {"width": width, "first": first, "second": second}
+    # Wider heads fill the shared memory of a multiprocessor by one program.
+    registers = {"maxnreg": REGISTERS} if first + second < 128 else {}
     launch = _kernel[(blocks * (len(ends) - 1), heads)]
     launch(
         query, key, value, output, ends, blocks, width**-0.5, *steps, **parts,
-        num_queries=QUERIES, num_keys=KEYS, stages=STAGES, num_warps=WARPS, num_stages=STAGES,
+        num_queries=QUERIES, num_keys=KEYS, stages=STAGES, num_warps=WARPS, num_stages=STAGES, **registers,
     )  # fmt: skip
     return output

@@ -34,8 +34,8 @@ MAY_IMPORT = {
 }
 # Third-party packages that a module may import when it is imported itself.
 REQUIRED = {"torch", "filelock", "PIL"}
-# What comes with torch where there are GPUs, and the file that may import it, which only functions import.
-BESIDE_TORCH = {"strategy.kernels.packed_triton": "triton"}
+# What comes with torch where there are GPUs, and the files that may import it, which only functions import.
+BESIDE_TORCH = dict.fromkeys(("strategy.kernels.decode_triton", "strategy.kernels.packed_triton"), "triton")
 # Those that only functions may import, and the room whose functions may.
 IN_FUNCTIONS = {
     "deepspeed": "distributed",

@@ -1,4 +1,4 @@
-"""Attention inside the pieces of a packed sequence: the operation, and its kernel without a GPU."""
+"""Attention inside the pieces of a packed sequence, and of one token over a cache: the operations and their kernels."""
 
 import json
 import os
@@ -10,9 +10,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from interpreted_attention import LENGTHS, WIDTHS, bounds, packed, spelled_out
+from interpreted_attention import (
+    CACHES,
+    LENGTHS,
+    WIDTHS,
+    bounds,
+    decoding,
+    decoding_spelled_out,
+    packed,
+    spelled_out,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
+from strategy.kernels import decode_attention
 from strategy.kernels.packed_attention import can_launch, keeping_bounds, packed_attention
 
 TESTS = Path(__file__).parents[1]
@@ -44,13 +54,14 @@ def test_its_operations_are_counted_as_those_of_pieces_one_by_one(lengths):
     assert together.get_total_flops() == apart.get_total_flops() > 0
 
 
-def test_the_interpreted_kernel_computes_the_same():
+def test_the_interpreted_kernels_compute_the_same():
+    pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "interpreted_attention.py"]
     run = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     found = json.loads(run.stdout)
-    assert len(found) == len(WIDTHS) * len(LENGTHS)
+    assert len(found) == len(WIDTHS) * len(LENGTHS) + len(CACHES)
     assert {case: error for case, error in found.items() if not error < ROUNDING[torch.float16]} == {}
 
 
@@ -77,11 +88,12 @@ def test_the_kernel_loads_blocks_ahead_and_multiplies_on_tensor_cores():
     assert "wgmma.mma_async" in made.asm["ptx"]
 
 
-def test_where_the_kernel_cannot_be_launched_torch_attends_with_a_warning():
+@pytest.mark.parametrize("probe", [can_launch, decode_attention.can_launch])
+def test_where_a_kernel_cannot_be_launched_torch_attends_with_a_warning(probe):
     # Here there is no GPU; elsewhere there may be no C compiler, which Triton needs.
-    can_launch.cache_clear()
+    probe.cache_clear()
     with pytest.warns(UserWarning, match=r"attend by torch's kernels, since that of Triton cannot be launched \(.+\)"):
-        assert not can_launch(torch.device("cpu"), torch.float16, 80)
+        assert not probe(torch.device("cpu"), torch.float16, 80)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -96,3 +108,13 @@ def test_on_a_gpu_it_computes_the_same(width, dtype):
         assert len(kept) == (dtype != torch.float32)
         difference = (seen.double() - spelled_out(*tensors, lengths)).abs().max()
         assert difference < ROUNDING[dtype], lengths
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [*CACHES, (4, 32, 1, 128, 704), (4, 4, 7, 128, 1408)])
+def test_on_a_gpu_a_token_attends_to_the_filled_slots(shape, dtype):
+    tensors = [tensor.cuda() for tensor in decoding(*shape, dtype)]
+    assert decode_attention.kernel_takes(tensors[1])
+    seen = decode_attention.decode_attention(*tensors, 0.1)
+    assert (seen.double() - decoding_spelled_out(*tensors, 0.1)).abs().max() < ROUNDING[dtype]

@@ -1,0 +1,55 @@
+"""Attention of one token a sample over a cache of fixed size."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from strategy.kernels.trial import launches
+
+
+# An operation of its own is opaque to torch.compile, which otherwise decides about the layout of what the kernel reads.
+@torch.library.custom_op("vtr::decode_attention", mutates_args=())
+def decode_attention(query: Tensor, keys: Tensor, values: Tensor, slot: Tensor, scale: float) -> Tensor:
+    """Compute the attention of one token a sample by a kernel that reads no slot behind the token's own.
+
+    Args:
+        query: [B, key heads, queries of a key head, width], of half precision, on a GPU.
+        keys, values: The cache's, [B, key heads, slots, width].
+        slot: The token's slot, integers [B].
+        scale: By which logits are multiplied.
+
+    Returns:
+        [B, key heads, queries of a key head, width].
+    """
+    with torch.cuda.device(query.device):
+        return _triton().attend(query.contiguous(), keys, values, slot, scale)
+
+
+@decode_attention.register_fake
+def _(query: Tensor, keys: Tensor, values: Tensor, slot: Tensor, scale: float) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def kernel_takes(keys: Tensor) -> bool:
+    """Return whether the kernel takes a cache's keys [B, key heads, slots, width]: of half precision, on a GPU."""
+    half = keys.dtype in (torch.float16, torch.bfloat16)
+    return keys.is_cuda and half and can_launch(keys.device, keys.dtype, keys.shape[3])
+
+
+@cache
+def can_launch(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Return whether the kernel can be built and launched, by a try with a short cache; warn if it fails."""
+
+    def trial() -> None:
+        token, cache = (torch.zeros(1, 1, length, width, dtype=dtype, device=device) for length in (1, 64))
+        _triton().attend(token, cache, cache, torch.zeros(1, dtype=torch.int64, device=device), 1.0)
+
+    return launches(device, trial, "decode steps attend by torch's kernels")
+
+
+def _triton() -> Any:
+    from strategy.kernels import decode_triton  # noqa: PLC0415, Triton is installed beside torch for GPUs only
+
+    return decode_triton
