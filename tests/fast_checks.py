@@ -19,7 +19,7 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 from matrix import BARE, ENCODED, FIRST, FULL, KINDS, cells, runs_on
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 import strategy
 from strategy import VTRConfig
@@ -181,9 +181,9 @@ def test_the_record_and_the_log_say_why_a_program_was_not_used(asked, caplog, ki
 
 
 @contextmanager
-def tracing() -> Iterator[None]:
-    """What is fused on a GPU is traced as it is there, and its operations run one by one."""
-    traced = patch.object(torch, "compile", partial(torch.compile, backend="aot_eager"))
+def tracing(backend: Any = "aot_eager") -> Iterator[None]:
+    """What is fused on a GPU is traced as it is there, and its operations run one by one, or as a backend has them."""
+    traced = patch.object(torch, "compile", partial(torch.compile, backend=backend))
     compiled.cache_clear()
     try:
         with (
@@ -442,9 +442,10 @@ def test_without_memory_for_graphs_the_stock_loop_answers_and_says_so_once(asked
             assert torch.equal(answer(asked), stock)
 
 
-def test_what_cannot_be_compiled_runs_unfused(asked, monkeypatch):
+@pytest.mark.parametrize("error", [TorchDynamoException, FailOnRecompileLimitHit])
+def test_what_cannot_be_compiled_runs_unfused(asked, error, monkeypatch):
     stock, _ = answered(asked, "one", engine="eager")
-    failing(monkeypatch, TorchDynamoException("no compiler"), 1)
+    failing(monkeypatch, error("no compiler"), 1)
     with strategy.prune(asked.model, config(asked)) as run, pytest.warns(UserWarning, match="not fused"):
         assert torch.equal(answer(asked), stock)
     assert run.prompts == 1

@@ -1,12 +1,14 @@
 """The prompts of the Qwens' small checkpoints for the fast path; each one's tests import all from here."""
 
+import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from fast_checks import *  # noqa: F403
-from fast_checks import Asked, answered
+from fast_checks import Asked, answer, answered, config, tracing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matrix import names_for
@@ -15,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import strategy
+from strategy.attach import attachment_of
 from strategy.graph.vision import VisionGraphs
 from strategy.kernels.compile import compiling
 from strategy.kernels.packed_attention import packed_attention
@@ -89,6 +92,26 @@ def test_any_mix_of_prompts_is_answered_as_by_the_stock_loop(asked, prompts, row
         assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
 
 
+@pytest.mark.parametrize("name", ["unpruned", "clse"])
+def test_the_layers_are_compiled_for_all_sizes_at_once(asked, prompts, device, name):
+    if device == "cuda":
+        pytest.skip("there the same functions are compiled")
+    compiled = []
+
+    def compiler(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    options = {"enabled": False} if name == "unpruned" else {"strategy": name}
+    with tracing(compiler), strategy.prune(asked.model, config(asked, **options)):
+        for size in (*SIZES, (308, 224), (196, 252)):
+            answer(replace(asked, prompts={"one": prompts(QUESTIONS[:1], [[size]])}))
+        known = len(compiled)
+        for size in ((280, 196), (168, 308), (252, 140), (336, 196), (140, 336), (336, 168)):
+            answer(replace(asked, prompts={"one": prompts(QUESTIONS[:1], [[size]])}))
+    assert len(compiled) <= known + 2, "a length is not dynamic"
+
+
 SHAPES = (((1, 8, 12),), ((1, 8, 8),) * 2, ((1, 8, 12), (1, 4, 4)), ((1, 12, 8), (1, 4, 4), (2, 8, 8)), ((1, 16, 16),))
 
 
@@ -125,6 +148,39 @@ def test_the_tower_sees_what_the_stock_one_sees_whatever_the_sizes(asked, tower,
     limit = 0 if device == "cpu" else 1e-5
     for ours, theirs in zip(seen, stock * 2, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=limit, atol=limit)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_graphs_are_as_near_to_the_exact_features_as_the_stock_tower(asked, tower, device, dtype):
+    if device != "cuda":
+        pytest.skip("graphs are captured on a GPU")
+    module, calls = tower
+    exact, half = [features(module(*call)) for call in calls], copy.deepcopy(asked.model).to(dtype)
+
+    def errors():
+        return [
+            (features(half.model.visual(*call)).float() - features_of_call).abs().max().item()
+            for call, features_of_call in zip(calls, exact, strict=True)
+        ]
+
+    stock = errors()
+    with strategy.prune(half, strategy.VTRConfig(engine="graph", enabled=False)):
+        for _ in range(3):  # run, captured, replayed
+            assert all(own <= 2 * its for own, its in zip(errors(), stock, strict=True))
+        assert len(attachment_of(half).generator.decoder.graphs.captured("vision")) == len(calls)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("kind", ["one", "several", "mixed", "text"])
+def test_in_half_precision_unpruned_answers_are_those_of_the_stock_loop(asked, device, kind):
+    if device != "cuda":
+        pytest.skip("graphs are captured on a GPU")
+    half = replace(asked, model=copy.deepcopy(asked.model).half())
+    stock, _ = answered(half, kind, engine="eager", enabled=False)
+    for _ in range(3):
+        assert torch.equal(answered(half, kind, enabled=False)[0], stock)
 
 
 def test_gradients_go_through_the_tower_as_through_the_stock_one(asked, tower):

@@ -27,9 +27,9 @@ OOM_REASON = "the GPU's memory is too small for graphs and their caches beside t
 def recoverable_errors() -> tuple[type[Exception], ...]:
     """Return the errors after which the stock loop answers."""
     # Torch takes two seconds to import its compiler, which a process without graphs does not need.
-    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # noqa: PLC0415
 
-    return torch.cuda.OutOfMemoryError, TorchDynamoException
+    return torch.cuda.OutOfMemoryError, TorchDynamoException, FailOnRecompileLimitHit
 
 
 def wants_graphs(mode: str, decoder: Any) -> bool:

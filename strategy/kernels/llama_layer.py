@@ -235,9 +235,10 @@ def attention_probs(q: Tensor, keys: Tensor, at: Tensor, s: LayerShape) -> Tenso
 @compilable
 def write_cache(keys: Tensor, values: Tensor, from_keys: Tensor, from_values: Tensor, positions: Tensor) -> None:
     """Copy the tokens at `positions` [B, L] of keys and values [B, key heads, L', width] to the start of a cache's."""
-    index = positions[:, None, :, None]
+    # Not `take_along_dim`, which torch compiles anew for each length.
+    index = positions[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
     for slots, given in ((keys, from_keys), (values, from_values)):
-        slots[:, :, : positions.shape[1]] = given.take_along_dim(index, 2)
+        slots[:, :, : positions.shape[1]] = given.gather(2, index)
 
 
 @compilable
