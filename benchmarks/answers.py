@@ -95,7 +95,7 @@ class Bench(NamedTuple):
     def generate(self, inputs: Mapping[str, Any], new: int) -> list[str]:
         """Return the texts of answers of so many tokens, given prepared inputs on the CPU."""
         model = self.case.model
-        moved = {name: _to(value, model.device) for name, value in inputs.items()}
+        moved = _to(inputs, model.device)
         tokens = model.generate(**moved, do_sample=False, max_new_tokens=new)[:, -new:]
         texts: list[str] = self.preparation.tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
         return texts
@@ -114,7 +114,9 @@ class Bench(NamedTuple):
 
 
 def _to(value: Any, device: torch.device) -> Any:
-    return [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
+    if isinstance(value, dict):
+        return {name: _to(each, device) for name, each in value.items()}
+    return [_to(each, device) for each in value] if isinstance(value, list) else value.to(device)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -177,7 +179,7 @@ def measure_row(name: str, bench: Bench, files: Sequence[Path], batch: int, **op
     prepare, kept = bench.preparation.prepare, []
     host = 0.0
 
-    def timed(own: Sequence[Path]) -> dict[str, Any]:
+    def timed(own: Sequence[Path]) -> Mapping[str, Any]:
         nonlocal host
         since = time.perf_counter()
         kept.append(prepare(own))

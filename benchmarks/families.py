@@ -41,8 +41,8 @@ class Preparation(NamedTuple):
 
     suffix: str
     write: Callable[[Path, int], None]
-    prepare: Callable[[Sequence[Path]], dict[str, Any]]
-    ahead: Callable[[Iterable[Sequence[Path]], int], Generator[dict[str, Any], None, None]]
+    prepare: Callable[[Sequence[Path]], Mapping[str, Any]]
+    ahead: Callable[[Iterable[Sequence[Path]], int], Generator[Mapping[str, Any], None, None]]
     tokenizer: Any
 
 

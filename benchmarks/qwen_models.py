@@ -130,8 +130,10 @@ def _is_small(model: Any) -> bool:
 
 
 def qwen_preparation(model: Any, ids: Sequence[int]) -> Preparation:
-    """Return how a prompt comes from a picture, by the family's processor, with the fast image processor."""
+    """Return how a prompt comes from a picture, by the family's fast processor, as in evaluation."""
     import transformers
+
+    from qwen_vl_vtr.colours import keep_bytes
 
     config, tower = model.config, model.config.vision_config
     family = {"qwen2_vl": "Qwen2VL", "qwen3_vl": "Qwen3VL"}[config.model_type]
@@ -155,9 +157,11 @@ def qwen_preparation(model: Any, ids: Sequence[int]) -> Preparation:
     once = [ids[0], *(later for former, later in pairwise(ids) if (former, later) != (config.image_token_id,) * 2)]
     text = spelled(once, {number: mark for mark, number in marks.items()})
 
-    def prepare(files: Sequence[Path]) -> dict[str, Any]:
+    keep_bytes(processor)
+
+    def prepare(files: Sequence[Path]) -> Any:
         pictures = [to_rgb(open_picture(file)) for file in files]
-        return dict(processor(text=[text] * len(files), images=pictures, padding=True, return_tensors="pt"))
+        return processor(text=[text] * len(files), images=pictures, padding=True, return_tensors="pt")
 
     side = _patches(model) * tower.patch_size
     write = partial(write_picture, size=(side, side))

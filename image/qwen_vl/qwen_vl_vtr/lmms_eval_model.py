@@ -25,6 +25,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 import strategy
 from qwen_vl_vtr.arguments import choose_devices, read_arguments
 from qwen_vl_vtr.checkpoint import CONFIG_ERRORS, Rename, check_checkpoint
+from qwen_vl_vtr.colours import keep_bytes
 from qwen_vl_vtr.stock_loop import StockLoop
 from qwen_vl_vtr.videos import VideoFiles
 from strategy.backbone import find_backbone
@@ -246,6 +247,10 @@ class PrunedQwen(PrunedWrapper):
     """A mixin for the wrappers of the Qwen models."""
 
     _downsample: Callable[[Image.Image], Image.Image] | None = None
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        keep_bytes(self.processor)
 
     def start_downsampling(self, tokens: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
         low, high = arguments["min_pixels"], arguments["max_pixels"]
