@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from copy import copy
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -116,7 +117,8 @@ class Bench(NamedTuple):
 def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {name: _to(each, device) for name, each in value.items()}
-    return [_to(each, device) for each in value] if isinstance(value, list) else value.to(device)
+    # A batch of transformers moves in place.
+    return [_to(each, device) for each in value] if isinstance(value, list) else copy(value).to(device)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -8,6 +8,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -38,7 +39,7 @@ def prepared(processor, pictures, **more):
 
 
 def bytes_held(batch):
-    return vars(batch)["_prepared"][PIXELS].dtype == torch.uint8
+    return vars(batch)["_state"][0][PIXELS].dtype == torch.uint8
 
 
 def alike(ours, stock):
@@ -57,10 +58,12 @@ def test_on_the_device_they_are_the_stock_pixel_values(processors, sizes, resize
     pictures = [picture(size, seed) for seed, size in enumerate(sizes)]
     expected, batch = (prepared(processor, pictures, do_resize=resize) for processor in (stock, own))
     assert isinstance(batch, ColourBatch)
-    moved, half = batch.to("cpu"), batch.to("cpu", torch.float16)
-    assert bytes_held(batch), "the batch may be moved again"
-    assert alike(moved, expected)
-    assert alike(half, prepared(stock, pictures, do_resize=resize).to(torch.float16))
+    half = copy.copy(batch).to("cpu", torch.float16)
+    assert bytes_held(batch)
+    assert batch.to("cpu") is batch, "as the library's"
+    assert not bytes_held(batch)
+    assert alike(batch, expected)
+    assert alike(half, expected.to(torch.float16))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -83,6 +86,10 @@ def test_a_gpu_computes_the_same_pixel_values(processors):
         lambda batch: copy.deepcopy(batch)[PIXELS],
         lambda batch: pickle.loads(pickle.dumps(batch))[PIXELS],
         lambda batch: batch.to(torch.float32)[PIXELS],
+        lambda batch: batch.copy()[PIXELS],
+        lambda batch: (batch | {"other": 1})[PIXELS],
+        lambda batch: batch.convert_to_tensors("pt")[PIXELS],
+        lambda batch: batch.pop(PIXELS),
     ],
 )
 def test_whoever_reads_a_batch_where_it_is_reads_floats(processors, read):
@@ -90,9 +97,36 @@ def test_whoever_reads_a_batch_where_it_is_reads_floats(processors, read):
     assert torch.equal(read(prepared(own, [picture((90, 60), 0)])), prepared(stock, [picture((90, 60), 0)])[PIXELS])
 
 
-@pytest.mark.parametrize(
-    "pictures", [[], [picture((60, 60), 0, "L")], [picture((60, 90), 0), picture((90, 60), 1, "RGBA")]]
-)
+def test_a_batch_may_be_changed(processors):
+    batch = prepared(processors[1], [picture((60, 60), 0)])
+    names = set(batch)
+    batch[PIXELS] = None
+    assert batch[PIXELS] is None
+    del batch[PIXELS]
+    assert set(batch.to("cpu")) == names - {PIXELS}
+
+
+FORMS = {
+    "one picture": lambda: picture((60, 90), 0),
+    "an array": lambda: np.array(picture((60, 90), 0)),
+    "a tensor": lambda: torch.from_numpy(np.array(picture((60, 90), 0))).permute(2, 0, 1),
+    "lists of pictures": lambda: [[picture((60, 90), 0)]],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pictures_in_other_forms_are_prepared_as_always(processors, form):
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    text = processors[0].apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    batches = [processor(text=text, images=FORMS[form](), return_tensors="pt") for processor in processors]
+    assert type(batches[1]) is BatchFeature
+    assert alike(batches[1], batches[0])
+
+
+OTHERS = ([], [picture((60, 60), 0, "L")], [picture((60, 90), 0), picture((90, 60), 1, "RGBA")])
+
+
+@pytest.mark.parametrize("pictures", OTHERS)
 def test_other_pictures_are_prepared_as_always(processors, pictures):
     stock, own = processors
     batch = prepared(own, pictures)

@@ -27,9 +27,11 @@ from lmms_checks import (
 from lmms_eval.__main__ import parse_eval_args
 from lmms_eval.models import get_model
 from lmms_eval.utils import simple_parse_args_string
+from PIL import Image
 from qwen_vl_utils.vision_process import smart_resize
 
 import strategy
+from qwen_vl_vtr.colours import ColourBatch
 
 CLIPS = ROOT / "examples/shapes/clips_test/videos"
 STOCK = """
@@ -72,6 +74,16 @@ def qwen(name, stock, checkpoint, cell):
 def test_the_knobs_work_as_typed(wrapper, knobs, layers, kept):
     plan = wrapper.load(knobs).record.plan
     assert (plan.layers, plan.kept(304)) == (layers, kept)
+
+
+def test_pictures_stay_bytes_until_their_batch_moves(wrapper):
+    lm = wrapper.load("")
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    text = lm.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    for processor in (lm.processor, lm._stock_loop._copied_readers()["processor"]):
+        processor.pause = lambda: None
+        batch = processor(text=text, images=[Image.new("RGB", (90, 60))], return_tensors="pt")
+        assert isinstance(batch, ColourBatch)
 
 
 def test_every_argument_of_the_stock_wrapper_is_taken(wrapper):

@@ -4,12 +4,11 @@ Floats take four times as much memory as colours, and a Qwen's picture is copied
 of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from functools import wraps
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
@@ -19,34 +18,45 @@ COLOURS = 3  # of a pixel, the first dimension of a patch
 
 
 class ColourBatch(BatchFeature):
-    """A prepared batch whose pixel values are bytes as long as nobody reads anything of it.
+    """A prepared batch whose pixel values are bytes until the batch moves, or until somebody looks at it.
 
     Args:
         prepared: What the processor returned.
-        to_floats: Returns the pixel values of bytes [patches, patch].
+        to_floats: Returns the pixel values of bytes [patches, patch]; None if they are floats already.
     """
 
-    def __init__(self, prepared: BatchFeature, to_floats: Callable[[Tensor], Tensor]) -> None:
-        self._prepared, self._to_floats = {**prepared}, to_floats
+    def __init__(self, prepared: Mapping[str, Any], to_floats: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self._state = {**prepared}, to_floats  # replaced as a whole, since threads may share a batch
 
     @property
     def data(self) -> dict[str, Any]:
         """The batch as the processor makes it, with floats."""
-        if self._prepared[PIXELS].dtype == torch.uint8:
-            self._prepared[PIXELS] = self._to_floats(self._prepared[PIXELS])
-        return self._prepared
+        held, to_floats = self._state
+        if to_floats is not None:
+            self._state = held, _ = held | {PIXELS: to_floats(held[PIXELS])}, None
+        return held
+
+    @data.setter
+    def data(self, held: dict[str, Any]) -> None:
+        self._state = held, None
+
+    def __copy__(self) -> "ColourBatch":
+        return ColourBatch(*self._state)
 
     def __reduce__(self) -> Any:
         return BatchFeature, (self.data,)
 
     def to(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Return the batch on a device, in a type, or both; what moves is bytes."""
-        moved = BatchFeature(self._prepared).to(*args, **kwargs)
-        return BatchFeature(ColourBatch(moved, self._to_floats).data).to(*args, **kwargs)
+        """Move the batch to a device, cast its floats to a type, or both, and return it; what moves is bytes."""
+        held, to_floats = self._state
+        if to_floats is not None:
+            self._state = BatchFeature(held).to(*args, **kwargs).data, to_floats
+        return super().to(*args, **kwargs)
 
 
 def keep_bytes(processor: Any) -> None:
-    """Have a Qwen's processor return a `ColourBatch` for RGB pictures.
+    """Have a Qwen's processor return a `ColourBatch` for a list of RGB pictures.
 
     Args:
         processor: The processor; one whose image processor has no step of its own that makes floats is left as it is.
@@ -58,7 +68,7 @@ def keep_bytes(processor: Any) -> None:
 def _keeping_bytes(kind: type) -> type:
     @wraps(kind.__call__)
     def prepare(self: Any, images: Any = None, *args: Any, **kwargs: Any) -> BatchFeature:
-        if not images or not all(isinstance(each, Image.Image) and each.mode == "RGB" for each in images):
+        if not _are_rgb(images) or kwargs.get("return_tensors") != "pt":
             prepared: BatchFeature = kind.__call__(self, images, *args, **kwargs)
             return prepared
         make_floats, steps = self.image_processor.rescale_and_normalize, list[Callable[[Tensor], Tensor]]()
@@ -75,3 +85,9 @@ def _keeping_bytes(kind: type) -> type:
         return ColourBatch(prepared, lambda flat: steps[0](flat.unflatten(1, (COLOURS, 1, -1))).flatten(1))
 
     return type(kind.__name__, (kind,), {"__call__": prepare})
+
+
+def _are_rgb(images: Any) -> bool:
+    """Return whether an argument is a list of RGB pictures, of which a processor makes bytes first."""
+    are_pictures = isinstance(images, list) and bool(images) and all(isinstance(each, Image.Image) for each in images)
+    return are_pictures and all(each.mode == "RGB" for each in images)
