@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -20,6 +20,7 @@ import pytest
 import torch
 from matrix import BARE, ENCODED, FIRST, FULL, KINDS, cells, runs_on
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch.nn import functional as F
 
 import strategy
 from strategy import VTRConfig
@@ -215,6 +216,25 @@ def test_what_is_fused_can_be_traced_whole_and_answers_the_same(asked, traced, d
         assert torch.equal(tokens, stock), given
         for ours, theirs in zip(run.stages, told.stages, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
+
+
+@pytest.mark.parametrize("trace", [False, True])
+@pytest.mark.parametrize("kind", GRAPHED)
+def test_a_decode_step_may_leave_its_attention_to_the_kernel(asked, device, kind, trace, monkeypatch):
+    if device == "cuda":
+        pytest.skip("there the kernel itself attends in half precision")
+    if kind not in asked.prompts:
+        pytest.skip("this backbone has no such prompts")
+
+    def attend(query, keys, values, slot, scale):
+        seen = torch.arange(keys.shape[2]) <= slot[:, None]
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen[:, None, None], scale=scale)
+
+    stock, _ = answered(asked, kind, engine="eager")
+    monkeypatch.setattr(decoder, "kernel_takes", lambda keys, shared_by: True)
+    monkeypatch.setattr(llama_layer, "decode_attention", attend)
+    with tracing() if trace else nullcontext():
+        assert torch.equal(answered(asked, kind, 2)[0], stock)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -445,8 +465,10 @@ def test_without_memory_for_graphs_the_stock_loop_answers_and_says_so_once(asked
 @pytest.mark.parametrize("error", [TorchDynamoException, FailOnRecompileLimitHit])
 def test_what_cannot_be_compiled_runs_unfused(asked, error, monkeypatch):
     stock, _ = answered(asked, "one", engine="eager")
-    failing(monkeypatch, error("no compiler"), 1)
-    with strategy.prune(asked.model, config(asked)) as run, pytest.warns(UserWarning, match="not fused"):
+    failure = error("a hard failure")
+    failure.__cause__ = RuntimeError("no compiler")
+    failing(monkeypatch, failure, 1)
+    with strategy.prune(asked.model, config(asked)) as run, pytest.warns(UserWarning, match="not fused.+no compiler"):
         assert torch.equal(answer(asked), stock)
     assert run.prompts == 1
 

@@ -49,7 +49,7 @@ def bounds(lengths):
 
 
 # Of a cache: samples, key heads, queries of a key head, width, slots.
-CACHES = ((3, 2, 1, 128, 192), (2, 1, 7, 128, 64), (2, 2, 4, 80, 128), (4, 2, 3, 16, 64))
+CACHES = ((3, 2, 1, 128, 192), (2, 1, 7, 128, 64), (2, 2, 4, 80, 128), (4, 2, 3, 16, 64), (2, 1, 17, 100, 64))
 
 
 def decoding(batch, key_heads, shared_by, width, slots, dtype):

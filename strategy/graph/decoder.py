@@ -243,10 +243,12 @@ class FusedDecoder:
     def _decode_program(self, cache: StaticKVCache) -> None:
         x = self.model.get_input_embeddings().forward(cache.token[:, None])
         cos, sin = self.backbone.rotary_at(self.decoder, cache.position[:, None])
-        seen = None
-        if not kernel_takes(cache.layers[0][0]):
+        seen, shapes = None, self.weights.shapes
+        if not all(
+            kernel_takes(keys, s.heads // s.key_heads) for (keys, _), s in zip(cache.layers, shapes, strict=True)
+        ):
             seen = torch.arange(cache.length, device=x.device) <= cache.slot[:, None]
-        for own, shape, (keys, values) in zip(self.weights.layers, self.weights.shapes, cache.layers, strict=True):
+        for own, shape, (keys, values) in zip(self.weights.layers, shapes, cache.layers, strict=True):
             x = llama_layer.decode(x, cos, sin, own, shape, keys, values, cache.slot, seen)
         logits = self.model.get_output_embeddings().forward(self._final_norm(x[:, 0]))
         cache.append(broadcast_first(logits.float().argmax(-1), self.graphs.group))

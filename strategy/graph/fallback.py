@@ -136,8 +136,10 @@ class FallbackPolicy:
             self.out_of_memory = True
             self.fall_back(OOM_REASON)
             return
-        self.report("answer", "not compiled", first_line(error))
-        self._warn_once(f"layers are not fused, since they cannot be compiled ({first_line(error)})")
+        # Torch says what it gave up at in the error behind its own.
+        reason = first_line(error.__cause__ if isinstance(error.__cause__, RuntimeError) else error)
+        self.report("answer", "not compiled", reason)
+        self._warn_once(f"layers are not fused, since they cannot be compiled ({reason})")
         self.compiles = False
 
     @contextmanager

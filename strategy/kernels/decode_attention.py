@@ -16,8 +16,8 @@ def decode_attention(query: Tensor, keys: Tensor, values: Tensor, slot: Tensor, 
 
     Args:
         query: [B, key heads, queries of a key head, width], of half precision, on a GPU.
-        keys, values: The cache's, [B, key heads, slots, width].
-        slot: The token's slot, integers [B].
+        keys, values: The cache's, [B, key heads, slots, width], contiguous.
+        slot: The token's slot, integers [B], contiguous.
         scale: By which logits are multiplied.
 
     Returns:
@@ -32,18 +32,24 @@ def _(query: Tensor, keys: Tensor, values: Tensor, slot: Tensor, scale: float) -
     return query.new_empty(query.shape)
 
 
-def kernel_takes(keys: Tensor) -> bool:
-    """Return whether the kernel takes a cache's keys [B, key heads, slots, width]: of half precision, on a GPU."""
+def kernel_takes(keys: Tensor, shared_by: int) -> bool:
+    """Return whether the kernel takes a cache's keys, of half precision and on a GPU.
+
+    Args:
+        keys: [B, key heads, slots, width].
+        shared_by: Queries of a key head.
+    """
     half = keys.dtype in (torch.float16, torch.bfloat16)
-    return keys.is_cuda and half and can_launch(keys.device, keys.dtype, keys.shape[3])
+    return keys.is_cuda and half and can_launch(keys.device, keys.dtype, keys.shape[3], shared_by)
 
 
 @cache
-def can_launch(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+def can_launch(device: torch.device, dtype: torch.dtype, width: int, shared_by: int) -> bool:
     """Return whether the kernel can be built and launched, by a try with a short cache; warn if it fails."""
 
     def trial() -> None:
-        token, cache = (torch.zeros(1, 1, length, width, dtype=dtype, device=device) for length in (1, 64))
+        # As many heads as need no code of their own, which Triton compiles for the number 1.
+        token, cache = (torch.zeros(1, 2, length, width, dtype=dtype, device=device) for length in (shared_by, 64))
         _triton().attend(token, cache, cache, torch.zeros(1, dtype=torch.int64, device=device), 1.0)
 
     return launches(device, trial, "decode steps attend by torch's kernels")

@@ -19,7 +19,7 @@ def _kernel(
     slot,
     scale,
     slots,
-    key_heads: tl.constexpr,
+    key_heads,
     shared_by: tl.constexpr,
     width: tl.constexpr,
     num_rows: tl.constexpr,
@@ -54,6 +54,7 @@ def _kernel(
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, slot: Tensor, scale: float) -> Tensor:
     """Compute attention, as `decode_attention`, given contiguous tensors of half precision."""
+    assert all(tensor.is_contiguous() for tensor in (query, keys, values, slot))
     batch, key_heads, shared_by, width = query.shape
     output = torch.empty_like(query)
     rows, columns = (max(FEWEST, triton.next_power_of_2(number)) for number in (shared_by, width))

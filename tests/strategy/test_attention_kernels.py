@@ -65,35 +65,48 @@ def test_the_interpreted_kernels_compute_the_same():
     assert {case: error for case, error in found.items() if not error < ROUNDING[torch.float16]} == {}
 
 
-def test_the_kernel_loads_blocks_ahead_and_multiplies_on_tensor_cores():
+KERNELS = {
+    "packed": {"width": 80, "first": 64, "second": 16},
+    "decode, a query of a head": {"shared_by": 1, "width": 128, "num_rows": 16, "num_columns": 128},
+    "decode, seven of a head": {"shared_by": 7, "width": 128, "num_rows": 16, "num_columns": 128},
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_load_blocks_ahead_and_multiply_on_tensor_cores(kernel):
     # Where the compiler cannot prove that loads are aligned, it leaves both out without a word.
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from strategy.kernels import packed_triton
+    from strategy.kernels import decode_triton, packed_triton
 
-    tensors = ("query", "key", "value", "output")
-    types = dict.fromkeys(tensors, "*fp16") | {"ends": "*i32", "blocks": "i32", "scale": "fp32"}
-    types |= {f"{name}_step": "i32" for name in tensors}
-    blocks = {"num_queries": packed_triton.QUERIES, "num_keys": packed_triton.KEYS, "stages": packed_triton.STAGES}
-    constants = {"width": 80, "first": 64, "second": 16} | blocks
-    aligned = {
-        (place,): [["tt.divisibility", 16]] for place, name in enumerate(types) if name not in ("blocks", "scale")
-    }
-    source = ASTSource(packed_triton._kernel, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
-    options = {"num_warps": packed_triton.WARPS, "num_stages": packed_triton.STAGES}
+    if kernel == "packed":
+        module, pointers, step = packed_triton, ("query", "key", "value", "output"), "wgmma.mma_async"
+        types = {"ends": "*i32", "blocks": "i32", "scale": "fp32"} | {f"{name}_step": "i32" for name in pointers}
+        blocks = {"num_queries": module.QUERIES, "num_keys": module.KEYS, "stages": module.STAGES}
+        options = {"maxnreg": module.REGISTERS}
+    else:
+        module, pointers, step = decode_triton, ("query", "keys", "values", "output"), "mma.sync"
+        types = {"slot": "*i64", "scale": "fp32", "slots": "i32", "key_heads": "i32"}
+        blocks, options = {"num_keys": module.KEYS, "stages": module.STAGES}, {}
+    types = dict.fromkeys(pointers, "*fp16") | types
+    constants = KERNELS[kernel] | blocks
+    unaligned = ("blocks", "scale", "key_heads")
+    aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(types) if name not in unaligned}
+    source = ASTSource(module._kernel, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
+    options |= {"num_warps": module.WARPS, "num_stages": module.STAGES}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert "cp.async" in made.asm["ptx"]
-    assert "wgmma.mma_async" in made.asm["ptx"]
+    assert "cp.async.cg" in made.asm["ptx"]
+    assert step in made.asm["ptx"]
 
 
-@pytest.mark.parametrize("probe", [can_launch, decode_attention.can_launch])
-def test_where_a_kernel_cannot_be_launched_torch_attends_with_a_warning(probe):
+@pytest.mark.parametrize(("probe", "more"), [(can_launch, ()), (decode_attention.can_launch, (7,))])
+def test_where_a_kernel_cannot_be_launched_torch_attends_with_a_warning(probe, more):
     # Here there is no GPU; elsewhere there may be no C compiler, which Triton needs.
     probe.cache_clear()
     with pytest.warns(UserWarning, match=r"attend by torch's kernels, since that of Triton cannot be launched \(.+\)"):
-        assert not probe(torch.device("cpu"), torch.float16, 80)
+        assert not probe(torch.device("cpu"), torch.float16, 80, *more)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -115,6 +128,6 @@ def test_on_a_gpu_it_computes_the_same(width, dtype):
 @pytest.mark.parametrize("shape", [*CACHES, (4, 32, 1, 128, 704), (4, 4, 7, 128, 1408)])
 def test_on_a_gpu_a_token_attends_to_the_filled_slots(shape, dtype):
     tensors = [tensor.cuda() for tensor in decoding(*shape, dtype)]
-    assert decode_attention.kernel_takes(tensors[1])
+    assert decode_attention.kernel_takes(tensors[1], shape[2])
     seen = decode_attention.decode_attention(*tensors, 0.1)
     assert (seen.double() - decoding_spelled_out(*tensors, 0.1)).abs().max() < ROUNDING[dtype]
