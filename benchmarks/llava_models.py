@@ -120,14 +120,15 @@ def video_prompt(model: Any, dtype: torch.dtype) -> Prompt:
 
 def llava_preparation(model: Any, ids: Sequence[int]) -> Preparation:
     """Return how a prompt comes from a picture, as in the lmms-eval model."""
-    from llava.mm_utils import process_images
+    from llava.mm_utils import prepare_pictures
 
     processor = model.get_vision_tower().image_processor
 
-    def pixels(file: Path) -> Tensor:
-        return process_images([open_picture(file)], processor, model.config)
+    def picture(file: Path) -> Tensor:
+        (prepared,) = prepare_pictures([open_picture(file)], processor, model.config, model.device)
+        return prepared
 
-    return _llama_preparation(model, ids, ".jpg", partial(write_picture, size=PICTURE), pixels, torch.cat)
+    return _llama_preparation(model, ids, ".jpg", partial(write_picture, size=PICTURE), picture)
 
 
 def video_preparation(model: Any, ids: Sequence[int]) -> Preparation:
@@ -139,7 +140,7 @@ def video_preparation(model: Any, ids: Sequence[int]) -> Preparation:
     def pixels(file: Path) -> Tensor:
         return prepare_video(load_video(file), side)
 
-    return _llama_preparation(model, ids, ".mp4", write_clip, pixels, list)
+    return _llama_preparation(model, ids, ".mp4", write_clip, pixels)
 
 
 def _llama_preparation(
@@ -148,7 +149,6 @@ def _llama_preparation(
     suffix: str,
     write: Callable[..., None],
     pixels: Callable[[Path], Tensor],
-    join: Callable[[list[Tensor]], Any],
 ) -> Preparation:
     from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
     from llava.mm_utils import pad_left, tokenizer_image_token
@@ -161,7 +161,7 @@ def _llama_preparation(
 
     def joined(prompts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         inputs, mask = pad_left([prompt for prompt, _ in prompts])
-        return {"inputs": inputs, "attention_mask": mask, "images": join([own for _, own in prompts])}
+        return {"inputs": inputs, "attention_mask": mask, "images": [own for _, own in prompts]}
 
     def prepare(files: Sequence[Path]) -> dict[str, Any]:
         return joined([*map(read, files)])

@@ -96,7 +96,7 @@ def test_unpruned_loglikelihood_is_the_mean_loss_of_one_forward_call():
     lm = load("enabled=False")
     whole, prompt = (lm._tokenize(QUESTIONS[0]["question"], 1, answer) for answer in ("top-left", None))
     with torch.no_grad():
-        logits = lm.model(input_ids=whole[None], images=lm._pixels([QUESTIONS[0]["image"]])).logits[0]
+        logits = lm.model(input_ids=whole[None], images=lm._prepared([QUESTIONS[0]["image"]])).logits[0]
     new = len(whole) - len(prompt)
     expected = torch.nn.functional.cross_entropy(logits[-new - 1 : -1], whole[-new:])
     assert loglikelihood(lm, 0, "top-left")[0] == pytest.approx(float(expected), abs=1e-4)

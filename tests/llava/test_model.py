@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 import strategy
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
-from llava.mm_utils import get_model_name_from_path, pad_left, process_images, tokenizer_image_token
+from llava.mm_utils import get_model_name_from_path, pad_left, prepare_pictures, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from strategy import VTRConfig
 
@@ -101,6 +101,16 @@ def test_a_picture_of_few_rows_keeps_its_colours(loaded, size, aspect):
     assert small.shape == large.shape
     middle = small.shape[-1] // 2
     assert torch.equal(small[0, :, middle, middle], large[0, :, 0, 0])
+
+
+def test_pictures_as_bytes_are_seen_as_their_pixel_values(loaded, pictures):
+    _, model, processor, _ = loaded
+    mixed = [Image.new("RGB", (2000, 900), "blue"), *pictures]
+    prepared = prepare_pictures(mixed, processor, model.config, torch.device("cuda"))
+    assert {each.dtype for each in prepared} == {torch.float32, torch.uint8}
+    assert torch.equal(
+        model.encode_images(prepared), model.encode_images(process_images(mixed, processor, model.config))
+    )
 
 
 def test_a_batch_answers_as_each_prompt_alone(loaded, pictures):

@@ -1,5 +1,7 @@
 """Pixel values are those of the library's image processor, bit for bit."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessor, ViTImageProcessor
 
-from llava.pixels import fits, pixel_values
+from llava.mm_utils import prepare_pictures, process_images
+from llava.pixels import LARGEST, can_wait, fits, pixel_values, pixel_values_of_bytes
 
 PROCESSORS = {
     "336": CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
@@ -39,6 +42,49 @@ def test_pixel_values_are_those_of_the_processor(name, sizes, seed):
         expected = processor.preprocess(picture, return_tensors="pt", input_data_format="channels_last")
         torch.testing.assert_close(pixel_values([picture], processor), expected["pixel_values"], rtol=0, atol=0)
     assert len(pixel_values(pictures, processor)) == len(pictures)
+
+
+def square(side, seed):
+    draw = np.random.default_rng(seed)
+    # Steps between black and white overshoot, and are cut off.
+    colours = draw.integers(0, 256, (side, side, 3)) if seed % 2 else draw.integers(0, 2, (side, side, 3)) * 255
+    return Image.fromarray(colours.astype(np.uint8))
+
+
+def as_bytes(picture):
+    return torch.from_numpy(np.array(picture))
+
+
+@pytest.mark.parametrize("name", ["336", "other values"])
+@settings(max_examples=60, deadline=None)
+@given(side=st.integers(1, 60) | st.integers(1, LARGEST), seed=st.integers(0))
+def test_the_model_computes_them_of_bytes(name, side, seed):
+    picture, processor = square(side, seed), PROCESSORS[name]
+    assert can_wait(picture, processor)
+    assert torch.equal(pixel_values_of_bytes(as_bytes(picture), processor), pixel_values([picture], processor)[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("side", [1, 40, 336, 337, 640, LARGEST])
+def test_a_gpu_computes_them_of_bytes(side):
+    picture, processor = square(side, 1), PROCESSORS["336"]
+    there = pixel_values_of_bytes(as_bytes(picture).cuda(), processor)
+    assert torch.equal(there.cpu(), pixel_values([picture], processor)[0])
+
+
+@pytest.mark.parametrize("aspect", ["pad", "square"])
+@pytest.mark.parametrize("processor", [*PROCESSORS.values(), CLIPImageProcessor(do_normalize=False)])
+def test_square_pictures_that_are_not_too_large_wait_for_a_gpu(aspect, processor):
+    config = SimpleNamespace(image_aspect_ratio=aspect)
+    pictures = [square(50, 0), square(50, 1).resize((60, 40)), square(50, 2).resize((LARGEST + 1, LARGEST + 1))]
+    waiting = fits(processor) and processor.resample == Image.Resampling.BICUBIC
+    for device, expected in (("cuda", (waiting, waiting and aspect == "pad", False)), ("cpu", (False,) * 3)):
+        prepared = prepare_pictures(pictures, processor, config, torch.device(device))
+        assert tuple(each.dtype == torch.uint8 for each in prepared) == expected
+        for picture, own, byte in zip(pictures, prepared, expected, strict=True):
+            values = pixel_values_of_bytes(own, processor) if byte else own
+            assert torch.equal(values, process_images([picture], processor, config)[0])
+    assert prepare_pictures([], processor, config, torch.device("cpu")) == []
 
 
 @pytest.mark.parametrize(

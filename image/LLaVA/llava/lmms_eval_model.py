@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 import strategy
 from llava.conversation import conv_templates
-from llava.mm_utils import pad_left, place_pictures, process_images, tokenizer_image_token
+from llava.mm_utils import pad_left, place_pictures, prepare_pictures, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model, num_template_tokens, weight_folders
 from strategy.config import field_names
 from strategy.distributed import processes, tensor_parallel, zero
@@ -56,32 +56,31 @@ GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams")
 
 
 class Prepared(NamedTuple):
-    """A question with the token ids of its prompt [S], the pixels of its pictures, and the generation's arguments."""
+    """A question with the token ids of its prompt [S], its prepared pictures, and the generation's arguments."""
 
     ids: Tensor
-    pixels: Tensor | None
+    pictures: list[Tensor]
     arguments: dict[str, Any]
 
 
 class Batch(NamedTuple):
     """Questions that are ready to be answered together.
 
-    ids, mask: the prompts, padded on the left [B, S]. pixels: all pictures [count, 3, side, side], if there are any.
-    arguments: those of the generation.
+    ids, mask: the prompts, padded on the left [B, S]. pictures: all of theirs. arguments: those of the generation.
     """
 
     ids: Tensor
     mask: Tensor
-    pixels: Tensor | None
+    pictures: list[Tensor]
     arguments: dict[str, Any]
 
 
 class Choice(NamedTuple):
-    """A choice that is ready to be scored: the token ids of its prompt [S], its own [L], and the pictures' pixels."""
+    """A choice that is ready to be scored: the token ids of its prompt [S], its own [L], and the prepared pictures."""
 
     prompt: Tensor
     continuation: Tensor
-    pixels: Tensor | None
+    pictures: list[Tensor]
 
 
 class Loss(tuple[float, bool], GenerationResult):
@@ -204,7 +203,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
         """Read and prepare the prompt and pictures of a request, given by its arguments; any thread may do that."""
         context, arguments, doc_to_visual, doc_id, task, split = request
         pictures = doc_to_visual(self.task_dict[task][split][doc_id])
-        return Prepared(self._tokenize(context, len(pictures), None), self._pixels(pictures), arguments)
+        return Prepared(self._tokenize(context, len(pictures), None), self._prepared(pictures), arguments)
 
     def as_seen(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Return the part of each picture that the grid of its tokens covers."""
@@ -243,7 +242,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
         continuation = self._tokenize(context, len(pictures), target.lstrip())[len(prompt) :]
         if not len(continuation):
             raise ValueError("nothing to score, the target is empty")
-        return Choice(prompt, continuation, self._pixels(pictures))
+        return Choice(prompt, continuation, self._prepared(pictures))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Raise NotImplementedError, since LLaVA-1.5 is evaluated in single turns."""
@@ -256,8 +255,8 @@ class LlavaVTR(PrunedModelMixin, lmms):
         conversation.append_message(conversation.roles[1], answer)
         return tokenizer_image_token(conversation.get_prompt(), self.tokenizer, return_tensors="pt")
 
-    def _pixels(self, pictures: Sequence[Image.Image]) -> Tensor | None:
-        return process_images(list(pictures), self.image_processor, self.model.config) if pictures else None
+    def _prepared(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
+        return prepare_pictures(pictures, self.image_processor, self.model.config, self.model.device)
 
     def _generate(self, batch: Batch) -> list[str]:
         arguments = dict(batch.arguments)
@@ -274,7 +273,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
             options.pop("top_p", None)
         new = self.model.generate(
             batch.ids,
-            images=batch.pixels,
+            images=batch.pictures,
             attention_mask=batch.mask,
             do_sample=sample,
             pad_token_id=self.tokenizer.pad_token_id or 0,
@@ -288,7 +287,7 @@ class LlavaVTR(PrunedModelMixin, lmms):
     @torch.no_grad()
     def _score(self, choice: Choice) -> tuple[float, bool]:
         prompt, continuation = choice.prompt.to(self.model.device), choice.continuation.to(self.model.device)
-        embeddings, mask, layout = self.model.embed_prompts(prompt[None], None, choice.pixels)
+        embeddings, mask, layout = self.model.embed_prompts(prompt[None], None, choice.pictures)
         cache = DynamicCache()
         first = self.model(
             inputs_embeds=embeddings, attention_mask=mask, visual_layout=layout, past_key_values=cache, use_cache=True
@@ -306,6 +305,6 @@ class LlavaVTR(PrunedModelMixin, lmms):
 
 def _joined(questions: Sequence[Prepared]) -> Batch:
     """Return prepared questions, whose generation has the same arguments, as a batch."""
-    pixels = [question.pixels for question in questions if question.pixels is not None]
+    pictures = [picture for question in questions for picture in question.pictures]
     ids, mask = pad_left([question.ids for question in questions])
-    return Batch(ids, mask, torch.cat(pixels) if pixels else None, questions[0].arguments)
+    return Batch(ids, mask, pictures, questions[0].arguments)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers import CLIPImageProcessor, PreTrainedTokenizerBase
 from transformers.image_utils import ChannelDimension
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.pixels import fits, pixel_values
+from llava.pixels import can_wait, fits, pixel_values
 from strategy.evaluation.pictures import to_rgb
 from strategy.evaluation.special_tokens import as_text
 
@@ -33,15 +34,51 @@ def process_images(images: list[Image.Image], image_processor: CLIPImageProcesso
         model_cfg: The model's configuration. If its `image_aspect_ratio` is "pad", each picture is first centred on a
             square in the processor's mean colour.
     """
+    return _pixel_values(_padded(images, image_processor, model_cfg), image_processor)
+
+
+def prepare_pictures(
+    images: Sequence[Image.Image], image_processor: CLIPImageProcessor, model_cfg: Any, device: torch.device
+) -> list[Tensor]:
+    """Turn pictures into what `generate` takes, and leave what a GPU computes faster to it.
+
+    Args:
+        images: The pictures.
+        image_processor: As for `process_images`.
+        model_cfg: As for `process_images`.
+        device: That of the model.
+
+    Returns:
+        For each picture bytes [side, side, 3] uint8, of which the model makes the pixel values that `process_images`
+        computes, or these [3, side, side].
+    """
+    pictures = _padded(images, image_processor, model_cfg)
+    if device.type == "cuda" and fits(image_processor):
+        return [
+            torch.from_numpy(np.array(picture))
+            if can_wait(picture, image_processor)
+            else _pixel_values([picture], image_processor)[0]
+            for picture in pictures
+        ]
+    return [*_pixel_values(pictures, image_processor)] if pictures else []
+
+
+def _padded(images: Sequence[Image.Image], processor: CLIPImageProcessor, model_cfg: Any) -> list[Image.Image]:
     pictures = [to_rgb(image) for image in images]
     if getattr(model_cfg, "image_aspect_ratio", None) == "pad":
-        red, green, blue = (int(255 * mean) for mean in image_processor.image_mean)
+        red, green, blue = (int(255 * mean) for mean in processor.image_mean)
         pictures = [expand2square(picture, (red, green, blue)) for picture in pictures]
-    if fits(image_processor) and pictures:
-        return pixel_values(pictures, image_processor)
+    return pictures
+
+
+def _pixel_values(pictures: list[Image.Image], processor: CLIPImageProcessor) -> Tensor:
+    if fits(processor) and pictures:
+        return pixel_values(pictures, processor)
     # Otherwise the processor takes the rows of a picture that is 1 or 3 pixels high for its colours.
-    channels_last = ChannelDimension.LAST
-    return image_processor.preprocess(pictures, return_tensors="pt", input_data_format=channels_last)["pixel_values"]
+    values: Tensor = processor.preprocess(pictures, return_tensors="pt", input_data_format=ChannelDimension.LAST)[
+        "pixel_values"
+    ]
+    return values
 
 
 def place_pictures(text: str, pictures: int) -> str:

@@ -16,6 +16,10 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 from transformers.image_utils import ChannelDimension
 
+from llava.resampling import resize
+
+LARGEST = 1024  # pixels of the side of a picture that waits for the GPU; larger ones would take too much memory
+
 
 def fits(processor: Any) -> bool:
     """Return whether `pixel_values` computes what a processor does: CLIP's, with all of its steps."""
@@ -37,6 +41,22 @@ def pixel_values(pictures: Sequence[Image.Image], processor: CLIPImageProcessor)
         for channel, of_channel in enumerate(own):
             np.take(table[channel], colours[top : top + height, left : left + width, channel], out=of_channel)
     return torch.from_numpy(values)
+
+
+def can_wait(picture: Image.Image, processor: CLIPImageProcessor) -> bool:
+    """Return whether `pixel_values_of_bytes` computes what `pixel_values` does, without taking much memory."""
+    side, other = picture.size
+    return side == other <= LARGEST and processor.resample == Image.Resampling.BICUBIC
+
+
+def pixel_values_of_bytes(colours: Tensor, processor: CLIPImageProcessor) -> Tensor:
+    """Return the pixel values [3, height, width] of a square picture [side, side, 3] uint8, computed where it is."""
+    table = _values_of_colours(processor.rescale_factor, tuple(processor.image_mean), tuple(processor.image_std))
+    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    resized = resize(colours.permute(2, 0, 1), processor.size["shortest_edge"])
+    top, left = (resized.shape[1] - height) // 2, (resized.shape[2] - width) // 2
+    seen = resized[:, top : top + height, left : left + width].flatten(1).long()
+    return torch.from_numpy(table).to(colours.device).gather(1, seen).unflatten(1, (height, width))
 
 
 def _resized(picture: Image.Image, processor: CLIPImageProcessor) -> Image.Image:

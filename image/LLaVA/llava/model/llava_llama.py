@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from llava.model.prompts import Visual, embed_prompts, positions, spans_behind
 from llava.model.vision_tower import CLIPVisionTower
+from llava.pixels import pixel_values_of_bytes
 from strategy import Layout
 from strategy.kernels.kv_cache import length as cache_length
 
@@ -70,9 +71,19 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         return self.model.vision_tower
 
     def encode_images(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """Return the visual tokens [count, N, hidden size] of pictures [count, 3, side, side], or of a list of them."""
-        pixels = images if isinstance(images, Tensor) else torch.cat([i.view(-1, *i.shape[-3:]) for i in images])
-        return self.project(self.get_vision_tower()(pixels.flatten(0, -4)))
+        """Return the visual tokens [count, N, hidden size] of pictures.
+
+        Args:
+            images: Pixel values [count, 3, side, side]; or a list of these, of [3, side, side], and of square pictures
+                [side, side, 3] uint8.
+        """
+        if not isinstance(images, Tensor):
+            tower = self.get_vision_tower()
+            moved = [each.to(tower.vision_tower.device) for each in images]
+            processor = tower.image_processor
+            pixels = [pixel_values_of_bytes(each, processor) if each.dtype == torch.uint8 else each for each in moved]
+            images = torch.cat([each.view(-1, *each.shape[-3:]) for each in pixels])
+        return self.project(self.get_vision_tower()(images.flatten(0, -4)))
 
     def project(self, features: Tensor) -> Tensor:
         """Project a tower's features [..., width] to embeddings of the decoder, [..., hidden size]."""
