@@ -106,7 +106,7 @@ def test_batches_order_answers_counts_and_sentences_are_those_of_one_thread(wrap
 def test_the_next_pictures_are_prepared_while_the_model_answers_and_no_more_than_these(wrapper, monkeypatch):
     lm = wrapper.load(f"enabled=False,prepare_ahead={WORKERS}", force_simple=True)
     whole = getattr(lm, "processor", None)
-    kind, name = (type(whole), "__call__") if whole else (type(lm), "_pixels")
+    kind, name = (type(whole), "__call__") if whole else (type(lm), "_prepared")
     stock, prepared, read = getattr(kind, name), threading.Semaphore(0), []
 
     def prepare(self, *arguments, **options):
