@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from tqdm import tqdm
+from transformers import BatchFeature
 
 from benchmarks.command_line import common_parser, dtype_of, facts, numbers, ways_of
 from benchmarks.families import Preparation
@@ -115,10 +116,11 @@ class Bench(NamedTuple):
 
 
 def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, BatchFeature):
+        return copy(value).to(device)  # since a batch of transformers moves in place
     if isinstance(value, dict):
         return {name: _to(each, device) for name, each in value.items()}
-    # A batch of transformers moves in place.
-    return [_to(each, device) for each in value] if isinstance(value, list) else copy(value).to(device)
+    return [_to(each, device) for each in value] if isinstance(value, list) else value.to(device)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

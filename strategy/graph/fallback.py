@@ -125,9 +125,11 @@ class FallbackPolicy:
             OutOfMemoryError: The caller asks fewer prompts at a time, see `caller_splits`.
             RuntimeError: The decoder is split, and its other ranks wait in the pass that has failed here.
         """
+        # Torch says what it gave up at in the error behind its own.
+        reason = first_line(error.__cause__ if isinstance(error.__cause__, RuntimeError) else error)
         if tp_group_of(self.decoder.layers) is not None:
             raise RuntimeError(
-                f"engine={self.mode}: {first_line(error)}; the engine cannot fall back, since the other ranks wait in "
+                f"engine={self.mode}: {reason}; the engine cannot fall back, since the other ranks wait in "
                 "the failed pass: use engine=eager, which needs the least memory and no compiler"
             ) from error
         if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -136,8 +138,6 @@ class FallbackPolicy:
             self.out_of_memory = True
             self.fall_back(OOM_REASON)
             return
-        # Torch says what it gave up at in the error behind its own.
-        reason = first_line(error.__cause__ if isinstance(error.__cause__, RuntimeError) else error)
         self.report("answer", "not compiled", reason)
         self._warn_once(f"layers are not fused, since they cannot be compiled ({reason})")
         self.compiles = False

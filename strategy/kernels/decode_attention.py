@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strategy.kernels.trial import launches
+from strategy.kernels.trial import is_half_on_gpu, launches
 
 
 # An operation of its own is opaque to torch.compile, which otherwise decides about the layout of what the kernel reads.
@@ -39,13 +39,12 @@ def kernel_takes(keys: Tensor, shared_by: int) -> bool:
         keys: [B, key heads, slots, width].
         shared_by: Queries of a key head.
     """
-    half = keys.dtype in (torch.float16, torch.bfloat16)
-    return keys.is_cuda and half and can_launch(keys.device, keys.dtype, keys.shape[3], shared_by)
+    return is_half_on_gpu(keys) and can_launch(keys.device, keys.dtype, keys.shape[3], shared_by)
 
 
 @cache
 def can_launch(device: torch.device, dtype: torch.dtype, width: int, shared_by: int) -> bool:
-    """Return whether the kernel can be built and launched, by a try with a short cache; warn if it fails."""
+    """Return whether the kernel can be built and launched, by a trial with a short cache; warn if it fails."""
 
     def trial() -> None:
         # As many heads as need no code of their own, which Triton compiles for the number 1.

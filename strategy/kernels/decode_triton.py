@@ -27,13 +27,13 @@ def _kernel(
     num_keys: tl.constexpr,
     stages: tl.constexpr,
 ):
-    sample, head = tl.program_id(0) // key_heads, tl.program_id(0) % key_heads
-    filled = tl.load(slot + sample).to(tl.int32) + 1
+    head = tl.program_id(0)  # of all samples
+    filled = tl.load(slot + head // key_heads).to(tl.int32) + 1
     rows, columns = tl.arange(0, num_rows)[:, None], tl.arange(0, num_columns)[None, :]
-    own = (tl.program_id(0) * shared_by + rows) * width + columns
+    own = (head * shared_by + rows) * width + columns
     inside = (rows < shared_by) & (columns < width)
     queries = tl.load(query + own, mask=inside, other=0.0)
-    first = (sample * key_heads + head).to(tl.int64) * slots * width
+    first = head.to(tl.int64) * slots * width
     places = tl.arange(0, num_keys)[:, None]
     sums, total = tl.zeros([num_rows, num_columns], tl.float32), tl.zeros([num_rows], tl.float32)
     highest = tl.full([num_rows], -float("inf"), tl.float32)

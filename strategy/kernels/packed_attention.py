@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from strategy.kernels.trial import launches
+from strategy.kernels.trial import is_half_on_gpu, launches
 
 _kept_bounds: ContextVar[dict[Any, Any] | None] = ContextVar("kept_bounds", default=None)
 
@@ -69,8 +69,7 @@ def _attend_alike(query: Tensor, key: Tensor, value: Tensor, length: int) -> Ten
 
 def _kernel_takes(query: Tensor) -> bool:
     """Return whether the Triton kernel takes the queries: of half precision, on a GPU since Ampere."""
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and can_launch(query.device, query.dtype, query.shape[2])
+    return is_half_on_gpu(query) and can_launch(query.device, query.dtype, query.shape[2])
 
 
 def _triton() -> Any:
@@ -81,7 +80,7 @@ def _triton() -> Any:
 
 @cache
 def can_launch(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Return whether the Triton kernel can be built and launched, by a try with one token; warn if it fails."""
+    """Return whether the Triton kernel can be built and launched, by a trial with one token; warn if it fails."""
 
     def trial() -> None:
         token = torch.zeros(1, 16, width, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Whether a Triton kernel can be built and launched, by a trial."""
+"""Whether a Triton kernel takes a tensor, and can be built and launched, by a trial."""
 
 import warnings
 from collections.abc import Callable
@@ -6,8 +6,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from strategy.kernels.errors import first_line
+
+
+def is_half_on_gpu(tensor: Tensor) -> bool:
+    """Return whether a tensor is of half precision and on a GPU, as the kernels want it."""
+    return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)
 
 
 def launches(device: torch.device, trial: Callable[[], Any], instead: str) -> bool:

@@ -52,15 +52,13 @@ def prepare_pictures(
         For each picture bytes [side, side, 3] uint8, of which the model makes the pixel values that `process_images`
         computes, or these [3, side, side].
     """
-    pictures = _padded(images, image_processor, model_cfg)
-    if device.type == "cuda" and fits(image_processor):
-        return [
-            torch.from_numpy(np.array(picture))
-            if can_wait(picture, image_processor)
-            else _pixel_values([picture], image_processor)[0]
-            for picture in pictures
-        ]
-    return [*_pixel_values(pictures, image_processor)] if pictures else []
+    on_gpu = device.type == "cuda" and fits(image_processor)
+    return [
+        torch.from_numpy(np.array(picture))
+        if on_gpu and can_wait(picture, image_processor)
+        else _pixel_values([picture], image_processor)[0]
+        for picture in _padded(images, image_processor, model_cfg)
+    ]
 
 
 def _padded(images: Sequence[Image.Image], processor: CLIPImageProcessor, model_cfg: Any) -> list[Image.Image]:

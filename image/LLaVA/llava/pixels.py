@@ -32,14 +32,14 @@ def fits(processor: Any) -> bool:
 
 def pixel_values(pictures: Sequence[Image.Image], processor: CLIPImageProcessor) -> Tensor:
     """Return the pixel values [count, 3, height, width] of RGB pictures, given a processor that `fits`."""
-    table = _values_of_colours(processor.rescale_factor, tuple(processor.image_mean), tuple(processor.image_std))
-    height, width = processor.crop_size["height"], processor.crop_size["width"]
-    values = np.empty((len(pictures), 3, height, width), dtype=np.float32)
+    table = _values_of_colours(*_steps(processor))
+    size = processor.crop_size["height"], processor.crop_size["width"]
+    values = np.empty((len(pictures), 3, *size), dtype=np.float32)
     for picture, own in zip(pictures, values, strict=True):
         colours = np.asarray(_resized(picture, processor))
-        top, left = (colours.shape[0] - height) // 2, (colours.shape[1] - width) // 2
+        rows, columns = (_middle(*each) for each in zip(colours.shape, size, strict=False))
         for channel, of_channel in enumerate(own):
-            np.take(table[channel], colours[top : top + height, left : left + width, channel], out=of_channel)
+            np.take(table[channel], colours[rows, columns, channel], out=of_channel)
     return torch.from_numpy(values)
 
 
@@ -51,12 +51,10 @@ def can_wait(picture: Image.Image, processor: CLIPImageProcessor) -> bool:
 
 def pixel_values_of_bytes(colours: Tensor, processor: CLIPImageProcessor) -> Tensor:
     """Return the pixel values [3, height, width] of a square picture [side, side, 3] uint8, computed where it is."""
-    table = _values_of_colours(processor.rescale_factor, tuple(processor.image_mean), tuple(processor.image_std))
-    height, width = processor.crop_size["height"], processor.crop_size["width"]
-    resized = resize(colours.permute(2, 0, 1), processor.size["shortest_edge"])
-    top, left = (resized.shape[1] - height) // 2, (resized.shape[2] - width) // 2
-    seen = resized[:, top : top + height, left : left + width].flatten(1).long()
-    return torch.from_numpy(table).to(colours.device).gather(1, seen).unflatten(1, (height, width))
+    side, size = processor.size["shortest_edge"], (processor.crop_size["height"], processor.crop_size["width"])
+    rows, columns = (_middle(side, length) for length in size)
+    seen = resize(colours.permute(2, 0, 1), side)[:, rows, columns].flatten(1).long()
+    return _values_on(colours.device, *_steps(processor)).gather(1, seen).unflatten(1, size)
 
 
 def _resized(picture: Image.Image, processor: CLIPImageProcessor) -> Image.Image:
@@ -64,6 +62,23 @@ def _resized(picture: Image.Image, processor: CLIPImageProcessor) -> Image.Image
     short, wanted = min(picture.size), processor.size["shortest_edge"]
     size = tuple(wanted if side == short else int(wanted * side / short) for side in picture.size)
     return picture.resize((size[0], size[1]), resample=processor.resample)
+
+
+def _middle(length: int, wanted: int) -> slice:
+    """Return the part so long in the middle of a side."""
+    start = (length - wanted) // 2
+    return slice(start, start + wanted)
+
+
+def _steps(processor: CLIPImageProcessor) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+    """Return the numbers by which a processor makes values of colours."""
+    return processor.rescale_factor, tuple(processor.image_mean), tuple(processor.image_std)
+
+
+@lru_cache(maxsize=8)
+def _values_on(device: torch.device, factor: float, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return `_values_of_colours` on a device."""
+    return torch.from_numpy(_values_of_colours(factor, mean, std)).to(device)
 
 
 @lru_cache(maxsize=8)
