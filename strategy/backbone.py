@@ -36,12 +36,10 @@ class EncoderSpec(NamedTuple):
     keys; one path where one module projects queries, keys and values. heads: How many. class_token: Whether the first
     token of each picture is a class token. rotary: Name of the layer's argument with the cosines and sines that rotate
     its tokens, if they are rotated. ends: Name of the layer's argument with the bounds of the pieces, pictures or
-    windows, inside which tokens see each other, where one sequence [L, C] holds them all. attention, output: Paths of a
-    layer's module that computes attention from the sequence and the arguments `rotary` and `ends`, and of the module in
-    it that projects what the heads return; between `query` and `output` the graph engine computes by a kernel of its
-    own. None leaves the module as it is. merge: Makes values of visual tokens [..., N, D] out of those of patches
-    [..., L, D]; None where each patch is a visual token. order: The tower, and what gives, from the arguments of its
-    call, the place of each visual token among those that the layers see; None where these stand in order.
+    windows, inside which tokens see each other, where one sequence [L, C] holds them all. merge: Makes values of visual
+    tokens [..., N, D] out of those of patches [..., L, D]; None where each patch is a visual token. order: The tower,
+    and what gives, from the arguments of its call, the place of each visual token among those that the layers see; None
+    where these stand in order.
     """
 
     layers: Sequence[nn.Module]
@@ -51,8 +49,6 @@ class EncoderSpec(NamedTuple):
     class_token: bool = True
     rotary: str | None = None
     ends: str | None = None
-    attention: str | None = None
-    output: str | None = None
     merge: Callable[[Tensor], Tensor] | None = None
     order: tuple[nn.Module, Callable[[Mapping[str, Any]], Tensor]] | None = None
 
@@ -219,6 +215,14 @@ class Backbone(ABC):
             arguments: Those of its forward call, by name.
         """
         return None
+
+    def tower_attention(self, model: Any) -> Sequence[tuple[nn.Module, Callable[..., Any]]]:
+        """Return modules that compute attention in vision towers, each with a function that does the same in less time.
+
+        The graph engine puts the functions in the place of the modules' forward calls; a function is given the module
+        first. The default is empty.
+        """
+        return ()
 
     def encoder(self, model: Any) -> EncoderSpec | None:
         """Describe the vision tower of a model.

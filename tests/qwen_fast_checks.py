@@ -307,7 +307,7 @@ def test_under_autocast_a_tower_attends_in_the_type_of_its_projection(asked, tow
         types.update(tensor.dtype for tensor in tensors[:3])
         return packed_attention(*tensors)
 
-    monkeypatch.setattr("strategy.graph.tower_attention.packed_attention", noted)
+    monkeypatch.setattr("strategy.kernels.tower_attention.packed_attention", noted)
     attention, heads = module.blocks[0].attn, module.config.num_heads
     # A GPU's autocast leaves the norm in front in float32.
     hidden = torch.randn(12, attention.qkv.in_features, device=device)

@@ -35,7 +35,8 @@ from strategy.pruning.stage import LayerStates, StageRunner
 from strategy.pruning.state import PrefillState
 
 DECODE_CHUNK = 256  # tokens that are decoded before a longer cache is needed
-LAYERS_PER_CACHE_WRITE = 4  # layers whose keys and values are written at once, beside the layers that follow
+LAYERS_PER_CACHE_WRITE = 4  # layers whose keys and values are written at once, beside the layers that follow,
+BYTES_PER_CACHE_WRITE = 2**28  # or fewer layers of a large batch, whose keys and values take so much memory
 
 
 @dataclass
@@ -227,7 +228,7 @@ class FusedDecoder:
             if number < len(state.added):
                 x = x + state.remaining_rows(state.added[number]).to(x)
             all_kept_known = plan is None or number + 1 >= plan.layers[-1]
-            if all_kept_known and (len(computed) >= LAYERS_PER_CACHE_WRITE or number + 1 == len(weights)):
+            if all_kept_known and (_enough_to_write(computed) or number + 1 == len(weights)):
                 self.side_stream.wait()
                 # The side stream still reads the tensors of `written`, which are kept until it has been waited for.
                 written, computed = computed, []
@@ -256,6 +257,12 @@ class FusedDecoder:
     def _final_norm(self, x: Tensor) -> Tensor:
         norm = self.decoder.norm
         return llama_layer.rms_norm(x, norm.weight, norm_epsilon(norm))
+
+
+def _enough_to_write(layers: Sequence[tuple[int, Tensor, Tensor]]) -> bool:
+    """Return whether the keys and values of some layers shall be written into the cache before more are computed."""
+    size = sum(keys.nbytes + values.nbytes for _, keys, values in layers)
+    return len(layers) >= LAYERS_PER_CACHE_WRITE or size >= BYTES_PER_CACHE_WRITE
 
 
 def _write_cache(cache: StaticKVCache, state: PrefillState, layers: Sequence[tuple[int, Tensor, Tensor]]) -> None:

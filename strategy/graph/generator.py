@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
+from types import MethodType
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from strategy.graph.bucketing import bucket_prompts
 from strategy.graph.decoder import DECODE_CHUNK, FusedDecoder, GenerationState, plain_tensors
 from strategy.graph.fallback import FallbackPolicy, recoverable_errors, wants_graphs
 from strategy.graph.static_cache import StaticKVCache
-from strategy.graph.tower_attention import replace_attention
 from strategy.graph.vision import VisionGraphs
 from strategy.kernels import kv_cache
 from strategy.kernels.compile import compile_between_breaks
@@ -81,7 +81,7 @@ class GraphGenerator:
         if not graphs and wanted:
             self.record.decide("vision", "stock modules", f"the backbone {self.backbone.name} wants no graphs of them")
         if graphs and wanted and not self.policy.unusable:
-            replace_attention(patch, self.backbone.encoder(self.model))
+            self._replace_attention(patch)
         for module in self.backbone.vision(self.model) if graphs else ():
             stacks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
             seen = self.hooks.encoder and self.hooks.encoder.layer
@@ -98,6 +98,14 @@ class GraphGenerator:
             patch.replace(self.model, name, loop)
         if not loops and wanted:
             self.policy.fall_back(f"the backbone {self.backbone.name} replaces no loop of generate (greedy_loop)")
+
+    def _replace_attention(self, patch: ModelPatch) -> None:
+        """Replace forward calls inside vision towers, see `Backbone.tower_attention`."""
+        for attention, forward in self.backbone.tower_attention(self.model):
+            # Somebody else, such as accelerate, may have replaced it.
+            if "forward" not in vars(attention):
+                # torch compiles methods of one function once.
+                patch.replace(attention, "forward", MethodType(forward, attention))
 
     def free(self) -> None:
         """Free graphs, caches and packed weights."""

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import LlamaModel
 from transformers.cache_utils import DynamicCache
+from transformers.models.clip.modeling_clip import CLIPAttention
 
+from llava.model.clip_attention import clip_forward
 from llava.model.clip_text import load_joint_space
 from llava.model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.prompts import question_ids
@@ -46,6 +49,10 @@ class LlamaBackbone(Backbone):
     def rotary_at(self, decoder: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
         # All layers of this Llama have the same tables.
         return self.rotary(decoder.layers[0], {"position_ids": positions})
+
+    def tower_attention(self, model: Any) -> list[tuple[nn.Module, Callable[..., Any]]]:
+        inside = chain.from_iterable(tower.modules() for tower in self.vision(model))
+        return [(module, clip_forward) for module in inside if type(module) is CLIPAttention]
 
     def greedy_loop(self, model: Any, generate: Generate) -> dict[str, Any]:
         return {"greedy_search": partial(_greedy_search, model.greedy_search, generate)}

@@ -1,6 +1,6 @@
 """The backbone of every Qwen-VL."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from qwen_vl_vtr.conditional_generation import ConditionalGenerationBackbone
 from strategy import Layout, Span
 from strategy.backbone import EncoderSpec
 from strategy.kernels.selection import mean_of_neighbours
+from strategy.kernels.tower_attention import packed_forward
 
 
 class QwenBackbone(ConditionalGenerationBackbone):
@@ -42,11 +43,16 @@ class QwenBackbone(ConditionalGenerationBackbone):
             class_token=False,
             rotary="position_embeddings",
             ends="cu_seqlens",
-            # Kernels of other libraries stay, as the user chose them.
-            attention="attn" if tower.config._attn_implementation in ("sdpa", "eager") else None,
-            output="attn.proj",
             merge=partial(mean_of_neighbours, count=tower.spatial_merge_size**2),
         )
+
+    def tower_attention(self, model: Any) -> list[tuple[nn.Module, Callable[..., Any]]]:
+        tower = model.model.visual
+        if tower.config._attn_implementation not in ("sdpa", "eager"):
+            return []  # kernels of other libraries stay, as the user chose them
+        names = {"query": "qkv", "output": "proj", "rotary": "position_embeddings", "ends": "cu_seqlens"}
+        forward = packed_forward(heads=tower.config.num_heads, **names)
+        return [(block.attn, forward) for block in tower.blocks]
 
     def layout(self, model: Any, kwargs: Mapping[str, Any]) -> Layout | None:
         config, ids = model.config, kwargs.get("input_ids")

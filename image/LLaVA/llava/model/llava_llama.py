@@ -99,8 +99,11 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         self, input_ids: Tensor, attention_mask: Tensor | None, images: Images
     ) -> tuple[Tensor, Tensor, Layout]:
         """Embed prompts with their pictures; see `llava.model.prompts.embed_prompts`."""
+        device = input_ids.device
+        # The host reads them before a GPU is busy with the pictures, since reading waits for it.
+        ids, real = input_ids.cpu(), None if attention_mask is None else attention_mask.cpu()
         visuals = [] if images is None or len(images) == 0 else self.encode(images)
-        return embed_prompts(self.get_input_embeddings(), input_ids, attention_mask, visuals)
+        return embed_prompts(self.get_input_embeddings(), ids, real, visuals, device)
 
     def forward(
         self,

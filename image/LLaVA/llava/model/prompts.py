@@ -27,15 +27,21 @@ class Visual(NamedTuple):
 
 
 def embed_prompts(
-    embed: Callable[[Tensor], Tensor], input_ids: Tensor, attention_mask: Tensor | None, visuals: Sequence[Visual]
+    embed: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    attention_mask: Tensor | None,
+    visuals: Sequence[Visual],
+    device: torch.device,
 ) -> tuple[Tensor, Tensor, Layout]:
     """Embed prompts with their pictures and videos, padded on the left.
 
     Args:
         embed: Embeds token ids.
-        input_ids: Token ids [B, S] with `IMAGE_TOKEN_INDEX` for each frame.
-        attention_mask: A mask [B, S], 0 at padding, on either side.
+        ids: Token ids [B, S] with `IMAGE_TOKEN_INDEX` for each frame, on the CPU: where visual tokens go depends on
+            them.
+        attention_mask: A mask [B, S], 0 at padding, on either side, on the CPU.
         visuals: The pictures and videos, in the order of the prompts.
+        device: Where `embed` wants the ids.
 
     Returns:
         Embeddings [B, L, C], an attention mask [B, L], and the visual layout.
@@ -43,9 +49,7 @@ def embed_prompts(
     Raises:
         ValueError: The number of frames is not that of image tokens.
     """
-    # Where visual tokens go depends on the ids, so these are read on the host, all at once.
-    ids = input_ids.cpu()
-    real = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
+    real = torch.ones_like(ids) if attention_mask is None else attention_mask
     # Padding on either side goes; padding between the turns of a conversation stays, as the cache has it.
     borders = [(int(row.argmax()), row.shape[0] - int(row.flip(0).argmax())) for row in real.bool().int()]
     prompts = [own[first:end] for own, (first, end) in zip(ids, borders, strict=True)]
@@ -59,7 +63,7 @@ def embed_prompts(
     tokens = pad_sequence([row.ids for row in rows], batch_first=True, padding_side="left")
     mask = pad_sequence([row.mask for row in rows], batch_first=True, padding_side="left").long()
     # A copy, since a hook may have made a leaf of what `embed` returns, which nothing may be written into.
-    embeddings = embed(tokens.to(input_ids.device, non_blocking=True)).clone()
+    embeddings = embed(tokens.to(device, non_blocking=True)).clone()
     layout = []
     for number, row in enumerate(rows):
         pad = tokens.shape[1] - len(row.ids)
