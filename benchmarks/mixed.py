@@ -1,7 +1,7 @@
 """Measure a batch of pictures of as many sizes, beside as many pictures of one size with as many visual tokens.
 
-The batch of many sizes is measured twice: with sizes that no batch had before, and with sizes whose programs have CUDA
-graphs. For a model of the Qwen families, whose pictures keep their size.
+The batch of many sizes is measured twice: with sizes that no batch had before, and with the same sizes for the third
+time. For a model of the Qwen families, whose pictures keep their size.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def measured(name: str, case: Case, batch: int, new: int, **options: Any) -> Ite
         same = of_sizes(2)
         for _ in range(2):
             _times(case, record, same, same, new)
-        yield row("many, by graphs", [(same, same)] * MEASURED)
+        yield row("many, third time", [(same, same)] * MEASURED)
 
 
 def _times(
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(given.device)
     dtype = dtype_of(given, device)
     case = build(given.backbone, given.device, dtype, small=device.type == "cpu")
-    # Pruned answers by graphs first, in case that the run ends early.
+    # Pruned answers by the graph engine first, in case that the run ends early.
     kinds = [(way, engine) for engine in ("graph", "eager") for way in reversed(given.ways)]
     found: dict[str, Any] = {"about": facts(given, case, device, dtype, command), "rows": []}
     stem = f"{Path(given.output) / stem_of(given)}_{given.batch}"

@@ -26,7 +26,7 @@ import strategy
 from strategy import VTRConfig
 from strategy.attach import attachment_of
 from strategy.backbone import Backbone, find_backbone
-from strategy.graph import decoder, generator, static_cache
+from strategy.graph import batch_prefill, decoder, generator, packed_prefill, static_cache
 from strategy.graph.cuda_graphs import CudaGraphCache
 from strategy.graph.fallback import FallbackPolicy
 from strategy.kernels import llama_layer
@@ -66,7 +66,12 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             counts[key.kind] += 1
         return run(self, key, *args, **call)
 
+    def packed(*args: Any) -> Any:
+        counts["prefill"] += 1
+        return packed_prefill.prefill_packed(*args)
+
     monkeypatch.setattr(CudaGraphCache, "run", counted)
+    monkeypatch.setattr(batch_prefill, "prefill_packed", packed)
     return counts
 
 
@@ -170,6 +175,7 @@ def test_what_looks_at_a_vision_tower_answers_so_or_is_refused_by_name(asked, ra
     ("kind", "line"),
     [
         ("text", "prefill: stock prefill (no prompt has visual tokens)"),
+        ("mixed", "prefill: packed, without a graph (the prompts show pictures of several sizes)"),
     ],
 )
 def test_the_record_and_the_log_say_why_a_program_was_not_used(asked, caplog, kind, line):

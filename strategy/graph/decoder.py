@@ -117,7 +117,7 @@ class FusedDecoder:
         """Return a cache for so many samples with at least so many slots."""
         return self.caches.get(self.weights.shapes, self.weights.layers, batch, length)
 
-    def prefill(self, x: Tensor, positions: Tensor, state: PrefillState, cache: StaticKVCache, size: int = 0) -> Tensor:
+    def prefill(self, x: Tensor, positions: Tensor, state: PrefillState, cache: StaticKVCache) -> Tensor:
         """Run all layers over prompts, and fill a cache.
 
         Args:
@@ -125,7 +125,6 @@ class FusedDecoder:
             positions: Their positions.
             state: The state of the prompts, of one group; receives the stages.
             cache: The cache, one of this decoder.
-            size: Bytes of the cache, if nothing is decoded on it, so that no other graph counts them.
 
         Returns:
             The normalised hidden state [B, 1, C] of each prompt's last token.
@@ -139,7 +138,7 @@ class FusedDecoder:
         before = costs["scoring"]
         program = partial(self._prefill_program, state, cache)
         with self.policy.compiling("prefilling", self.graphs.device):
-            hidden, (state.finite, state.selected), kept = self.graphs.run(key, program, inputs, size, warmup=True)
+            hidden, (state.finite, state.selected), kept = self.graphs.run(key, program, inputs, warmup=True)
         # A replayed graph counts nothing.
         costs["scoring"] = before + self.scoring_costs.setdefault(key, costs["scoring"] - before)
         if plan:
@@ -224,7 +223,7 @@ class FusedDecoder:
             x, queries, keys, values = llama_layer.prefill(x, cos, sin, own, shape)
             computed.append((number, keys, values))
             if stage is not None:
-                x = self.runner.prune(state, stage, x, _states(entered, queries, keys, shape))
+                x = self.runner.prune(state, stage, x, layer_states(entered, queries, keys, shape))
             if number < len(state.added):
                 x = x + state.remaining_rows(state.added[number]).to(x)
             all_kept_known = plan is None or number + 1 >= plan.layers[-1]
@@ -239,7 +238,7 @@ class FusedDecoder:
         cache.slot.copy_(last_positions[:, 0] + 1)
         cache.position.copy_(state.position[:, 0])
         finite = state.finite & last.isfinite().all() if plan else state.finite
-        return self._final_norm(last), (finite, state.selected), kept
+        return self.final_norm(last), (finite, state.selected), kept
 
     def _decode_program(self, cache: StaticKVCache) -> None:
         x = self.model.get_input_embeddings().forward(cache.token[:, None])
@@ -251,10 +250,11 @@ class FusedDecoder:
             seen = torch.arange(cache.length, device=x.device) <= cache.slot[:, None]
         for own, shape, (keys, values) in zip(self.weights.layers, shapes, cache.layers, strict=True):
             x = llama_layer.decode(x, cos, sin, own, shape, keys, values, cache.slot, seen)
-        logits = self.model.get_output_embeddings().forward(self._final_norm(x[:, 0]))
+        logits = self.model.get_output_embeddings().forward(self.final_norm(x[:, 0]))
         cache.append(broadcast_first(logits.float().argmax(-1), self.graphs.group))
 
-    def _final_norm(self, x: Tensor) -> Tensor:
+    def final_norm(self, x: Tensor) -> Tensor:
+        """Return hidden states [..., C] as the output head wants them."""
         norm = self.decoder.norm
         return llama_layer.rms_norm(x, norm.weight, norm_epsilon(norm))
 
@@ -277,7 +277,7 @@ def _write_cache(cache: StaticKVCache, state: PrefillState, layers: Sequence[tup
             llama_layer.write_cache(*cache.layers[number], keys, values, left)
 
 
-def _states(entered: Tensor, queries: Tensor, keys: Tensor, shape: llama_layer.LayerShape) -> LayerStates:
+def layer_states(entered: Tensor, queries: Tensor, keys: Tensor, shape: llama_layer.LayerShape) -> LayerStates:
     """Return what a stage may see of a fused layer, whose attention needs no mask."""
 
     def attention(query_positions: Tensor, select: Callable[[Tensor], Tensor]) -> Tensor:

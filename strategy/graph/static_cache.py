@@ -60,13 +60,6 @@ class StaticKVCache:
         for tensor in chain(*self.layers):
             tensor.zero_()
 
-    def insert(self, rows: Tensor, other: StaticKVCache, length: int) -> None:
-        """Copy the first slots of a cache of G samples, and where these are, into the rows [G] of this one."""
-        for own, given in zip(chain(*self.layers), chain(*other.layers), strict=True):
-            own[:, :, :length].index_copy_(0, rows, given[:, :, :length])
-        self.slot.index_copy_(0, rows, other.slot)
-        self.position.index_copy_(0, rows, other.position)
-
     def begin(self, first: Tensor, eos_ids: Sequence[int], pad_id: int) -> None:
         """Begin to decode after the first token [B] of each answer."""
         self.token.copy_(first)

@@ -19,6 +19,7 @@ from strategy.kernels.compile import compilable
 from strategy.kernels.decode_attention import decode_attention
 from strategy.kernels.layer_facts import TP_GROUP_ATTR, is_zero_sharded, tp_group_of
 from strategy.kernels.layer_spec import LayerSpec, part
+from strategy.kernels.packed_attention import packed_causal_attention
 
 SHORT_PROMPT = 1024  # tokens of a prompt, or of a batch of prompts
 # cuDNN's attention is faster for long prompts, but it starts with a memset and a pause.
@@ -242,8 +243,15 @@ def write_cache(keys: Tensor, values: Tensor, from_keys: Tensor, from_values: Te
 
 
 @compilable
+def write_cache_packed(keys: Tensor, values: Tensor, from_keys: Tensor, from_values: Tensor, index: Tensor) -> None:
+    """Copy tokens at `index` [B, L] of packed keys and values [1, key heads, T, width] to the start of a cache's."""
+    for slots, given in ((keys, from_keys), (values, from_values)):
+        slots[:, :, : index.shape[1]] = given[0][:, index].transpose(0, 1)
+
+
+@compilable
 def prefill(
-    x: Tensor, cos: Tensor, sin: Tensor, w: LayerWeights, s: LayerShape
+    x: Tensor, cos: Tensor, sin: Tensor, w: LayerWeights, s: LayerShape, ends: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run a layer over prompts [B, L, C], whose padding, if any, is at their end.
 
@@ -253,11 +261,16 @@ def prefill(
         sin: Sines of the same shape.
         w: The layer's tensors.
         s: The layer's numbers.
+        ends: Of prompts in one sequence, B = 1: where they begin and the last one ends, integers on the CPU.
 
     Returns:
         The output [B, L, C], and queries, keys and values [B, heads or key heads, L, width].
     """
     q, k, v = _heads(x, cos, sin, w, s)
+    if ends is not None:
+        packed = [each[0].transpose(0, 1) for each in (q, k, v)]
+        attended = packed_causal_attention(*packed, ends, s.scale).transpose(0, 1)[None]
+        return _after_attention(x, attended, w, s), q, k, v
     attend = partial(F.scaled_dot_product_attention, is_causal=True, scale=s.scale, enable_gqa=s.heads != s.key_heads)
     if torch.compiler.is_compiling() and x.shape[1] <= SHORT_PROMPT:
         with sdpa_kernel(SDPA_PRIORITY, set_priority=True):

@@ -1,19 +1,22 @@
-"""Attention inside the pieces of a packed sequence: the pictures of a vision tower's call, their frames, or windows."""
+"""Attention inside the pieces of a packed sequence: pictures, frames or windows in a vision tower, or whole prompts."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.flop_counter import register_flop_formula
 
 from strategy.kernels.trial import is_half_on_gpu, launches
 
+WIDEST_FLASH = 256  # width of a head
+CAUSAL = (-1, 0)  # how many tokens before and behind its own a token sees; -1 is all of them
 _kept_bounds: ContextVar[dict[Any, Any] | None] = ContextVar("kept_bounds", default=None)
 
 
@@ -59,6 +62,43 @@ def _(query: Tensor, key: Tensor, value: Tensor, ends: Tensor) -> Tensor:
 def _flops(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, **_: Any) -> int:
     pairs = sum(length**2 for length in ends.diff().tolist())
     return 4 * pairs * query.shape[1] * query.shape[2]
+
+
+@torch.library.custom_op("vtr::packed_causal_attention", mutates_args=())
+def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scale: float) -> Tensor:
+    """Compute attention of tokens that see those before them inside pieces.
+
+    Args:
+        query: [L, heads, head width].
+        key, value: [L, key heads, head width].
+        ends: As for `packed_attention`.
+        scale: By which logits are multiplied.
+
+    Returns:
+        [L, heads, head width].
+    """
+    bounds = ends.tolist()
+    lengths = [stop - start for start, stop in pairwise(bounds)]
+    if _flash_takes(query):
+        longest, on_device = max(lengths), _bounds_on(query.device, bounds)
+        seen = varlen_attn(query, key, value, on_device, on_device, longest, longest, scale=scale, window_size=CAUSAL)
+        assert isinstance(seen, Tensor)
+        return seen.contiguous()  # it lies in memory as the queries do
+    attend = partial(F.scaled_dot_product_attention, is_causal=True, scale=scale, enable_gqa=True)
+    pieces = zip(*(tensor.transpose(0, 1)[None].split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    return torch.cat([attend(*piece)[0].transpose(0, 1) for piece in pieces])
+
+
+@packed_causal_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scale: float) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def _flash_takes(query: Tensor) -> bool:
+    """Return whether torch's flash attention takes queries: of half precision, on a GPU since Ampere, not too wide."""
+    width = query.shape[2]
+    ampere = is_half_on_gpu(query) and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return ampere and width % 8 == 0 and width <= WIDEST_FLASH
 
 
 def _attend_alike(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:

@@ -75,7 +75,7 @@ def test_pictures_of_many_sizes_are_measured_beside_as_many_of_one_size(tmp_path
     rows = json.loads(file.read_text())["rows"]
     names = [f"{way} {engine}" for engine in ("graph", "eager") for way in ("pruned 0.334", "unpruned")]
     assert [(row["name"], row["sizes"]) for row in rows] == [
-        (name, sizes) for name in names for sizes in ("one", "many", "many, by graphs")
+        (name, sizes) for name in names for sizes in ("one", "many", "many, third time")
     ]
     assert all(row["visual"] == pytest.approx(3 * 144, rel=0.05) for row in rows)
     assert all(0 < row["prefill"] < row["first"] for row in rows)

@@ -23,7 +23,7 @@ from interpreted_attention import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from strategy.kernels import decode_attention
-from strategy.kernels.packed_attention import can_launch, keeping_bounds, packed_attention
+from strategy.kernels.packed_attention import can_launch, keeping_bounds, packed_attention, packed_causal_attention
 
 TESTS = Path(__file__).parents[1]
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5}
@@ -40,6 +40,37 @@ def test_tokens_see_each_other_inside_their_pieces_only(lengths, alike, width):
     seen = packed_attention(*tensors, bounds(lengths))
     assert seen.is_contiguous()
     torch.testing.assert_close(seen.double(), spelled_out(*tensors, lengths), rtol=0, atol=ROUNDING[torch.float32])
+
+
+def prompts(heads, key_heads, width, lengths, dtype=torch.float32):
+    """Queries, keys and values [L, heads, width] as views of [heads, L, width]."""
+    return [
+        torch.randn(count, sum(lengths), width).to(dtype).transpose(0, 1) for count in (heads, key_heads, key_heads)
+    ]
+
+
+def causal_spelled_out(query, key, value, lengths, scale):
+    """Attention [L, heads, width] to what comes before inside pieces, in float64."""
+    pieces = []
+    for piece in zip(*(tensor.double().split(lengths) for tensor in (query, key, value)), strict=True):
+        q, k, v = (each.transpose(0, 1).repeat_interleave(query.shape[1] // each.shape[1], 0) for each in piece)
+        hidden = torch.ones_like(q @ k.mT).triu(1).bool()
+        pieces.append(((q @ k.mT * scale).masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    heads=st.sampled_from([(1, 1), (4, 4), (6, 2)]),
+    width=st.sampled_from([8, 12, 128]),
+    scale=st.sampled_from([0.05, 0.3]),
+)
+def test_tokens_of_prompts_see_those_before_them_inside_their_prompt_only(lengths, heads, width, scale):
+    tensors = prompts(*heads, width, lengths)
+    seen = packed_causal_attention(*tensors, bounds(lengths), scale)
+    assert seen.is_contiguous()
+    expected = causal_spelled_out(*tensors, lengths, scale)
+    torch.testing.assert_close(seen.double(), expected, rtol=0, atol=ROUNDING[torch.float32])
 
 
 @pytest.mark.parametrize("lengths", [(24,), (8, 8), (3, 20, 1)])
@@ -121,6 +152,18 @@ def test_on_a_gpu_it_computes_the_same(width, dtype):
         assert len(kept) == (dtype != torch.float32)
         difference = (seen.double() - spelled_out(*tensors, lengths)).abs().max()
         assert difference < ROUNDING[dtype], lengths
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("heads", "width"), [((32, 32), 128), ((28, 4), 128), ((4, 2), 16), ((2, 2), 12)])
+def test_on_a_gpu_tokens_of_prompts_see_the_same(heads, width, dtype):
+    for lengths in ((1,), (17, 1, 300), (1351, 700, 1400)):
+        tensors = [tensor.cuda() for tensor in prompts(*heads, width, lengths, dtype)]
+        seen = packed_causal_attention(*tensors, bounds(lengths), width**-0.5)
+        assert seen.is_contiguous()
+        difference = (seen.double() - causal_spelled_out(*tensors, lengths, width**-0.5)).abs().max()
+        assert difference < 4 * ROUNDING[dtype], lengths
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -1,28 +1,24 @@
 """Parts of a batch whose prompts show pictures of different sizes."""
 
-from types import SimpleNamespace
-
 import torch
 
 from strategy.backbone import Span
-from strategy.graph.batch_prefill import _split
+from strategy.graph.alike_prompts import split_batch
 from strategy.pruning.state import PrefillState
-
-UNPRUNED = SimpleNamespace(runner=SimpleNamespace(plan=None))
 
 
 def parts(layout, lengths, padded):
     mask = torch.arange(padded) < torch.tensor(lengths)[:, None]
     state = PrefillState.from_layout(layout, torch.zeros(len(lengths), padded, 8), mask.long(), None)
-    return state, list(_split(UNPRUNED, state, lengths))
+    return state, split_batch(state, lengths, None)
 
 
-def test_prompts_with_the_same_grids_are_parts_of_1_2_4_prompts_and_no_longer_than_they_need():
+def test_prompts_with_the_same_grids_are_a_part_and_no_longer_than_they_need():
     small, large = [Span(2, (1, 2, 2))], [Span(1, (1, 4, 4))]
     layout = [small, small, large, [], small, small, small, small, small]
     state, found = parts(layout, [9, 17, 30, 40, 9, 9, 9, 9, 9], 48)
-    assert [part.samples for part in found] == [[0, 1, 4, 5], [6, 7], [8], [2], [3]]
-    assert [part.length for part in found] == [32, 16, 16, 32, 48]
+    assert [part.samples for part in found] == [[0, 1, 4, 5, 6, 7, 8], [2], [3]]
+    assert [part.length for part in found] == [17, 30, 40]
     assert all(part.rows.tolist() == part.samples for part in found)
     for part in found:
         [group] = part.state.groups
