@@ -1,6 +1,8 @@
 """The prompts of the Qwens' small checkpoints for the fast path; each one's tests import all from here."""
 
 import copy
+import random
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -92,10 +94,9 @@ def test_any_mix_of_prompts_is_answered_as_by_the_stock_loop(asked, prompts, row
         assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
 
 
-@pytest.mark.parametrize("name", ["unpruned", "clse"])
-def test_the_layers_are_compiled_for_all_sizes_at_once(asked, prompts, device, name):
-    if device == "cuda":
-        pytest.skip("there the same functions are compiled")
+@contextmanager
+def compiling_for(asked, name):
+    """Give a list of all that is compiled while the fast path answers with a strategy or unpruned."""
     compiled = []
 
     def compiler(graph, _):
@@ -104,12 +105,34 @@ def test_the_layers_are_compiled_for_all_sizes_at_once(asked, prompts, device, n
 
     options = {"enabled": False} if name == "unpruned" else {"strategy": name}
     with tracing(compiler), strategy.prune(asked.model, config(asked, **options)):
+        yield compiled
+
+
+@pytest.mark.parametrize("name", ["unpruned", "clse"])
+def test_the_layers_are_compiled_for_all_sizes_at_once(asked, prompts, device, name):
+    if device == "cuda":
+        pytest.skip("there the same functions are compiled")
+    with compiling_for(asked, name) as compiled:
         for size in (*SIZES, (308, 224), (196, 252)):
             answer(replace(asked, prompts={"one": prompts(QUESTIONS[:1], [[size]])}))
         known = len(compiled)
         for size in ((280, 196), (168, 308), (252, 140), (336, 196), (140, 336), (336, 168)):
             answer(replace(asked, prompts={"one": prompts(QUESTIONS[:1], [[size]])}))
     assert len(compiled) <= known + 2, "a length is not dynamic"
+
+
+@pytest.mark.parametrize("name", ["unpruned", "clse"])
+def test_so_they_are_for_all_batches_of_several_sizes(asked, prompts, device, name):
+    if device == "cuda":
+        pytest.skip("there the same functions are compiled")
+    draw = random.Random(0)
+    with compiling_for(asked, name) as compiled:
+        for count in (3, 2, 4, 3, 5, 2, 4, 6):
+            if count == 5:
+                known = len(compiled)
+            sizes = [[size] for size in draw.sample([*SIZES, (308, 224), (196, 252), (280, 196), (168, 308)], count)]
+            answer(replace(asked, prompts={"one": prompts(QUESTIONS[:1] * count, sizes)}))
+    assert len(compiled) <= known + 4, "a length or a number of prompts is not dynamic"
 
 
 SHAPES = (((1, 8, 12),), ((1, 8, 8),) * 2, ((1, 8, 12), (1, 4, 4)), ((1, 12, 8), (1, 4, 4), (2, 8, 8)), ((1, 16, 16),))

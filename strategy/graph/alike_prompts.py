@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from strategy.graph.bucketing import padded_length
 from strategy.plan import Plan
 from strategy.pruning.state import PrefillState, SampleGroup
 
@@ -16,8 +17,8 @@ from strategy.pruning.state import PrefillState, SampleGroup
 class AlikePrompts(NamedTuple):
     """Prompts of a batch with the same grids.
 
-    rows: Their numbers in the batch, [G]. length: Of the longest one, or of the bucket where all prompts are alike.
-    pruned: How many visual tokens each loses. state: Their own state, as if there were no other prompts.
+    rows: Their numbers in the batch, [G]. length: Of each, padded at its end. pruned: How many visual tokens each
+    loses. state: Their own state, as if there were no other prompts.
     """
 
     rows: Tensor
@@ -51,7 +52,9 @@ def split_batch(state: PrefillState, lengths: Sequence[int], plan: Plan | None) 
         if len(state.groups) > 1:
             # Where only padding follows a picture, one token of it stands for the question.
             least = length - group.question_mask.shape[1] + 1
-            length = max(least, *(lengths[sample] for sample in group.samples))
+            # Costs are counted anew for each length, so lengths are padded to few.
+            longest = padded_length(max(lengths[sample] for sample in group.samples))
+            length = max(least, min(longest, length))
             own = _state_of(state, group, length)
         parts.append(AlikePrompts(group.batch_index, length, pruned, own))
     return parts

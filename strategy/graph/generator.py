@@ -1,7 +1,8 @@
 """Greedy answers without host synchronisation between the tokens: fused layers, static caches, CUDA graphs.
 
 The stock `generate` prepares an answer, and its loop makes the first token; meanwhile the decoder's forward call is one
-program over all layers, or one for each size of picture. The tokens behind it come from a further program.
+program over all layers, which a graph replays where all pictures of a batch have one size. The tokens behind it come
+from a further program.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prefill of prompts with pictures of different sizes, packed into one sequence, through which each layer runs once.
 
-The sequence changes from batch to batch, so no graph is captured; a layer over all prompts takes long enough to hide
-what the host does meanwhile.
+The sequence changes from batch to batch, so no graph is captured; with large pictures, a layer over all prompts takes
+long enough to hide what the host does meanwhile.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def _run_layers(
         if number + 1 in stages:
             seen = (packing.split(entered), packing.split(queries, 2), packing.split(keys, 2))
             x = prune(stages[number + 1], x, [layer_states(*each, shape) for each in zip(*seen, strict=True)])
+            del seen  # views of tensors of the length before
         if number < len(states[0].added):
             x = x + _pack([state.remaining_rows(state.added[number]) for state in states]).to(x)
         if plan is None or number + 1 >= plan.layers[-1]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,8 @@ from strategy.kernels.trial import is_half_on_gpu, launches
 
 WIDEST_FLASH = 256  # width of a head
 CAUSAL = (-1, 0)  # how many tokens before and behind its own a token sees; -1 is all of them
+# Since torch 2.13 flash attention wants to be asked to share a key head among queries; before, it does so unasked.
+SHARED_KEYS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 _kept_bounds: ContextVar[dict[Any, Any] | None] = ContextVar("kept_bounds", default=None)
 
 
@@ -81,7 +84,9 @@ def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, ends: Ten
     lengths = [stop - start for start, stop in pairwise(bounds)]
     if _flash_takes(query):
         longest, on_device = max(lengths), _bounds_on(query.device, bounds)
-        seen = varlen_attn(query, key, value, on_device, on_device, longest, longest, scale=scale, window_size=CAUSAL)
+        bounded = (on_device, on_device, longest, longest)  # queries, and keys
+        with torch.cuda.device(query.device):
+            seen = varlen_attn(query, key, value, *bounded, scale=scale, window_size=CAUSAL, **SHARED_KEYS)
         assert isinstance(seen, Tensor)
         return seen.contiguous()  # it lies in memory as the queries do
     attend = partial(F.scaled_dot_product_attention, is_causal=True, scale=scale, enable_gqa=True)
@@ -97,8 +102,9 @@ def _(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scale: float) -> 
 def _flash_takes(query: Tensor) -> bool:
     """Return whether torch's flash attention takes queries: of half precision, on a GPU since Ampere, not too wide."""
     width = query.shape[2]
-    ampere = is_half_on_gpu(query) and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    return ampere and width % 8 == 0 and width <= WIDEST_FLASH
+    if not is_half_on_gpu(query) or torch.version.hip or not torch.backends.cuda.is_flash_attention_available():
+        return False
+    return torch.cuda.get_device_capability(query.device) >= (8, 0) and width % 8 == 0 and width <= WIDEST_FLASH
 
 
 def _attend_alike(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:

@@ -217,7 +217,7 @@ class StageRunner:
         """Write a finished prefill into the record, and return how many of its samples have visual tokens.
 
         Args:
-            states: The state of each part of the batch that was prefilled for itself.
+            states: The state of each part of the batch.
             stages: The prunes of the whole batch.
 
         Raises:
