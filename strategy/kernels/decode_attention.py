@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strategy.kernels.trial import is_half_on_gpu, launches
+from strategy.kernels.trial import is_half_on_gpu, passes
 
 
 # An operation of its own is opaque to torch.compile, which otherwise decides about the layout of what the kernel reads.
@@ -51,7 +51,7 @@ def can_launch(device: torch.device, dtype: torch.dtype, width: int, shared_by: 
         token, cache = (torch.zeros(1, 2, length, width, dtype=dtype, device=device) for length in (shared_by, 64))
         _triton().attend(token, cache, cache, torch.zeros(1, dtype=torch.int64, device=device), 1.0)
 
-    return launches(device, trial, "decode steps attend by torch's kernels")
+    return passes(device, trial, "decode steps attend by torch's kernels")
 
 
 def _triton() -> Any:

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.flop_counter import register_flop_formula
 
-from strategy.kernels.trial import is_half_on_gpu, launches
+from strategy.kernels.trial import is_half_on_gpu, passes
 
-WIDEST_FLASH = 256  # width of a head
 CAUSAL = (-1, 0)  # how many tokens before and behind its own a token sees; -1 is all of them
 # Since torch 2.13 flash attention wants to be asked to share a key head among queries; before, it does so unasked.
 SHARED_KEYS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
@@ -81,17 +80,9 @@ def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, ends: Ten
         [L, heads, head width].
     """
     bounds = ends.tolist()
-    lengths = [stop - start for start, stop in pairwise(bounds)]
-    if _flash_takes(query):
-        longest, on_device = max(lengths), _bounds_on(query.device, bounds)
-        bounded = (on_device, on_device, longest, longest)  # queries, and keys
-        with torch.cuda.device(query.device):
-            seen = varlen_attn(query, key, value, *bounded, scale=scale, window_size=CAUSAL, **SHARED_KEYS)
-        assert isinstance(seen, Tensor)
-        return seen.contiguous()  # it lies in memory as the queries do
-    attend = partial(F.scaled_dot_product_attention, is_causal=True, scale=scale, enable_gqa=True)
-    pieces = zip(*(tensor.transpose(0, 1)[None].split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([attend(*piece)[0].transpose(0, 1) for piece in pieces])
+    if is_half_on_gpu(query) and flash_agrees(query.device, query.dtype, query.shape[2], query.shape[1], key.shape[1]):
+        return _attend_by_flash(query, key, value, bounds, scale)
+    return _attend_one_by_one(query, key, value, bounds, scale)
 
 
 @packed_causal_attention.register_fake
@@ -99,12 +90,40 @@ def _(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scale: float) -> 
     return query.new_empty(query.shape)
 
 
-def _flash_takes(query: Tensor) -> bool:
-    """Return whether torch's flash attention takes queries: of half precision, on a GPU since Ampere, not too wide."""
-    width = query.shape[2]
-    if not is_half_on_gpu(query) or torch.version.hip or not torch.backends.cuda.is_flash_attention_available():
-        return False
-    return torch.cuda.get_device_capability(query.device) >= (8, 0) and width % 8 == 0 and width <= WIDEST_FLASH
+def _attend_by_flash(query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int], scale: float) -> Tensor:
+    longest, ends = max(stop - start for start, stop in pairwise(bounds)), _bounds_on(query.device, bounds)
+    seen = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scale, window_size=CAUSAL, **SHARED_KEYS)
+    assert isinstance(seen, Tensor)
+    return seen.contiguous()  # it lies in memory as the queries do
+
+
+def _attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int], scale: float) -> Tensor:
+    lengths = [stop - start for start, stop in pairwise(bounds)]
+    attend = partial(F.scaled_dot_product_attention, is_causal=True, scale=scale, enable_gqa=True)
+    pieces = zip(*(tensor.transpose(0, 1)[None].split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    return torch.cat([attend(*piece)[0].transpose(0, 1) for piece in pieces])
+
+
+@cache
+def flash_agrees(device: torch.device, dtype: torch.dtype, width: int, heads: int, key_heads: int) -> bool:
+    """Return whether flash attention computes what is computed prompt by prompt, by a trial with two; warn if not.
+
+    Args:
+        device, dtype, width: Of queries.
+        heads, key_heads: How many of queries, and of keys and values, there are.
+    """
+
+    def trial() -> None:
+        def numbers(factor: int, heads: int) -> Tensor:
+            count = torch.arange(70 * heads * width, device=device, dtype=torch.float32)
+            return (factor * count).sin().to(dtype).view(70, heads, width)
+
+        query, key, value = numbers(1, heads), numbers(2, key_heads), numbers(3, key_heads)
+        ways = (_attend_by_flash, _attend_one_by_one)
+        seen, expected = (attend(query, key, value, [0, 3, 70], width**-0.5) for attend in ways)
+        torch.testing.assert_close(seen, expected, rtol=0.02, atol=0.02)
+
+    return passes(device, trial, "packed prompts are attended to one by one")
 
 
 def _attend_alike(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
@@ -133,7 +152,7 @@ def can_launch(device: torch.device, dtype: torch.dtype, width: int) -> bool:
         # As many tokens as need several blocks, since Triton compiles anew for the number 1.
         _triton().attend(token, token, token, torch.tensor([0, 1], dtype=torch.int32, device=device), 1000)
 
-    return launches(device, trial, "vision towers attend by torch's kernels")
+    return passes(device, trial, "vision towers attend by torch's kernels")
 
 
 def _bounds_on(device: torch.device, bounds: Sequence[int]) -> Any:

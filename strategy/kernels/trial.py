@@ -1,4 +1,4 @@
-"""Whether a Triton kernel takes a tensor, and can be built and launched, by a trial."""
+"""Whether a kernel takes a tensor, and works where it would run, by a trial."""
 
 import warnings
 from collections.abc import Callable
@@ -16,12 +16,12 @@ def is_half_on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)
 
 
-def launches(device: torch.device, trial: Callable[[], Any], instead: str) -> bool:
-    """Return whether a Triton kernel can be built and launched on a device; warn if a trial fails.
+def passes(device: torch.device, trial: Callable[[], Any], instead: str) -> bool:
+    """Return whether a kernel works on a device; warn if its trial fails.
 
     Args:
         device: The device; no kernel is for AMD's, nor for GPUs before Ampere.
-        trial: Launches the kernel with little to do.
+        trial: Has the kernel do little; raises an exception if that fails or comes out wrong.
         instead: Who computes without the kernel, such as "vision towers attend by torch's kernels".
     """
     if torch.version.hip or (device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)):
@@ -31,8 +31,8 @@ def launches(device: torch.device, trial: Callable[[], Any], instead: str) -> bo
             trial()
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # of many kinds: Triton, its tools and the C compiler raise them
+    except Exception as error:  # of many kinds: torch, Triton, its tools and the C compiler raise them
         reason = first_line(error)
-        warnings.warn(f"{instead}, since that of Triton cannot be launched ({reason})", stacklevel=3)
+        warnings.warn(f"{instead}, since a faster kernel failed its trial ({reason})", stacklevel=3)
         return False
     return True
