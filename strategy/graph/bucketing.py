@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from strategy.backbone import Layout, Span
+from strategy.pruning.layout import resolve_layout
 from strategy.pruning.prompts import gather_prompt_kwargs
 from strategy.pruning.state import PrefillState
 
@@ -36,6 +37,9 @@ def bucket_prompts(layout: Layout, kwargs: dict[str, Any], tokens: Tensor) -> Bu
 
     Returns:
         The bucket; or why no program can prefill the prompts.
+
+    Raises:
+        ValueError: The layout does not fit the prompts.
     """
     mask = kwargs.get("attention_mask")
     if mask is not None and mask.dim() != 2:
@@ -54,6 +58,8 @@ def bucket_prompts(layout: Layout, kwargs: dict[str, Any], tokens: Tensor) -> Bu
     }
     if reason := next((reason for reason, applies in reasons.items() if applies), None):
         return reason
+    # Behind padding, a picture would no longer be the end of its prompt.
+    resolve_layout(layout, *tokens.shape[:2])
     at = torch.arange(padded_length(max(lengths)), device=tokens.device)
     bounds = torch.tensor([first, lengths], device=tokens.device)[..., None]
     index = (bounds[0] + at).clamp(max=tokens.shape[1] - 1)

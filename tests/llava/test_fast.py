@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from fast_checks import *  # noqa: F403
-from fast_checks import Asked
+from fast_checks import Asked, answered, config
 from matrix import names_for
 from PIL import Image
 
+import strategy
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import pad_left, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 
@@ -41,3 +43,16 @@ def small(device):
 @pytest.fixture(scope="module")
 def asked(device):
     return small(device)
+
+
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+def test_both_engines_refuse_a_prompt_that_ends_with_its_picture(asked, engine):
+    prompts = asked.prompts["one"]
+    end = (prompts["inputs"] == IMAGE_TOKEN_INDEX).nonzero()[0, 1] + 1
+    cut = prompts | {name: prompts[name][:, :end] for name in ("inputs", "attention_mask")}
+    with (
+        strategy.prune(asked.model, config(asked, engine=engine)),
+        pytest.raises(ValueError, match=r"^sample 0: the visual tokens end at (\d+) of \1 tokens, but"),
+    ):
+        asked.model.generate(**cut, max_new_tokens=2, do_sample=False)
+    assert torch.equal(*(answered(asked, "one", engine=each)[0] for each in ("eager", "graph")))
