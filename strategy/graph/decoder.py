@@ -35,8 +35,8 @@ from strategy.pruning.stage import LayerStates, StageRunner
 from strategy.pruning.state import PrefillState
 
 DECODE_CHUNK = 256  # tokens that are decoded before a longer cache is needed
-LAYERS_PER_CACHE_WRITE = 4  # layers whose keys and values are written at once, beside the layers that follow,
-BYTES_PER_CACHE_WRITE = 2**28  # or fewer layers of a large batch, whose keys and values take so much memory
+LAYERS_PER_CACHE_WRITE = 4  # layers whose keys and values are written at once, beside the layers that follow
+BYTES_PER_CACHE_WRITE = 2**28  # of keys and values that wait to be written; so it is fewer layers of a large batch
 
 
 @dataclass

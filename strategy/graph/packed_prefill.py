@@ -22,18 +22,21 @@ from strategy.kernels.packed_attention import keeping_bounds
 from strategy.pruning.stage import LayerStates
 
 
-class _Packing(NamedTuple):
+class _Packing:
     """Where the parts of a batch lie in one sequence of T tokens.
 
-    sizes: For each part, how many prompts it has, and how long each of them is.
+    Args:
+        sizes: For each part, how many prompts it has, and how long each of them is.
+
+    Attributes:
+        ends: Where the prompts begin and the last one ends, on the CPU.
     """
 
-    sizes: Sequence[tuple[int, int]]
-
-    def ends(self) -> Tensor:
-        """Return where the prompts begin and the last one ends, on the CPU."""
-        lengths = chain.from_iterable([length] * count for count, length in self.sizes)
-        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
+        lengths = chain.from_iterable([length] * count for count, length in sizes)
+        self.sizes, self.ends = sizes, torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        # Layers are compiled once for all numbers of prompts.
+        torch._dynamo.maybe_mark_dynamic(self.ends, 0)
 
     def starts(self) -> list[int]:
         """Return where the parts begin."""
@@ -127,9 +130,8 @@ def _run_layers(
         if plan and number == plan.reference:
             for state, reference in zip(states, packing.split(x), strict=True):
                 state.reference = reference
-        entered, ends = x, packing.ends()
-        torch._dynamo.maybe_mark_dynamic(ends, 0)
-        x, queries, keys, values = llama_layer.prefill(x, cos, sin, own, shape, ends)
+        entered = x
+        x, queries, keys, values = llama_layer.prefill(x, cos, sin, own, shape, packing.ends)
         computed.append(_Computed(number, packing, keys, values))
         if number + 1 in stages:
             seen = (packing.split(entered), packing.split(queries, 2), packing.split(keys, 2))
@@ -161,11 +163,11 @@ def _write_cache(
         layers: The layers.
         order: Which of the prompts of all parts is the first, second, ... of the batch, [B].
     """
-    known: dict[int, Tensor] = {}
+    known: dict[_Packing, Tensor] = {}
     for number, packing, keys, values in layers:
-        if id(packing) not in known:
-            known[id(packing)] = _left(parts, packing, number, order)
-        llama_layer.write_cache_packed(*cache.layers[number], keys, values, known[id(packing)])
+        if packing not in known:
+            known[packing] = _left(parts, packing, number, order)
+        llama_layer.write_cache_packed(*cache.layers[number], keys, values, known[packing])
 
 
 def _left(parts: Sequence[AlikePrompts], packing: _Packing, number: int, order: Tensor) -> Tensor:

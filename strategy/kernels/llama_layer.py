@@ -267,12 +267,11 @@ def prefill(
         The output [B, L, C], and queries, keys and values [B, heads or key heads, L, width].
     """
     q, k, v = _heads(x, cos, sin, w, s)
+    attend = partial(F.scaled_dot_product_attention, is_causal=True, scale=s.scale, enable_gqa=s.heads != s.key_heads)
     if ends is not None:
         packed = [each[0].transpose(0, 1) for each in (q, k, v)]
         attended = packed_causal_attention(*packed, ends, s.scale).transpose(0, 1)[None]
-        return _after_attention(x, attended, w, s), q, k, v
-    attend = partial(F.scaled_dot_product_attention, is_causal=True, scale=s.scale, enable_gqa=s.heads != s.key_heads)
-    if torch.compiler.is_compiling() and x.shape[1] <= SHORT_PROMPT:
+    elif torch.compiler.is_compiling() and x.shape[1] <= SHORT_PROMPT:
         with sdpa_kernel(SDPA_PRIORITY, set_priority=True):
             attended = attend(q, k, v)
     else:

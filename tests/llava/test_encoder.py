@@ -28,9 +28,9 @@ def stock(asked, pixels) -> EncoderView:
     return EncoderView(output.attentions[-2][:, :, 0, 1:], keys[:, 1:].transpose(1, 2), output.hidden_states[-2][:, 1:])
 
 
-def same(own, expected):
+def same(own, expected, rtol=0):
     for name in ("attention", "keys", "features"):
-        torch.testing.assert_close(getattr(own, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(getattr(own, name), getattr(expected, name), rtol=rtol, atol=1e-5)
 
 
 def pick(view, numbers):
@@ -58,7 +58,8 @@ def test_each_sample_is_given_its_own_pictures(asked, looks, kind, engine):
             for view in looks:
                 for row, sample in enumerate(view.samples):
                     alone = EncoderView(*(tensor[row : row + 1] for tensor in vars(view.encoder).values()))
-                    same(alone, pick(expected, pictures[sample]))
+                    # The graph engine computes the tower's attention by another kernel.
+                    same(alone, pick(expected, pictures[sample]), rtol=1e-5 if engine == "graph" else 0)
 
 
 def test_beams_see_the_pictures_of_their_prompt(asked, looks):

@@ -140,12 +140,17 @@ def test_kernels_load_blocks_ahead_and_multiply_on_tensor_cores(kernel):
 
 
 @pytest.mark.parametrize(
-    ("probe", "more"), [(can_launch, ()), (decode_attention.can_launch, (7,)), (flash_agrees, (4, 2))]
+    ("probe", "more", "instead"),
+    [
+        (can_launch, (), "vision towers attend by torch's kernels"),
+        (decode_attention.can_launch, (7,), "decode steps attend by torch's kernels"),
+        (flash_agrees, (4, 2), "packed prompts are attended to one by one"),
+    ],
 )
-def test_where_a_kernel_cannot_be_launched_another_attends_with_a_warning(probe, more):
+def test_where_a_kernel_cannot_be_launched_another_attends_with_a_warning(probe, more, instead):
     # Here there is no GPU; elsewhere there may be no C compiler, which Triton needs.
     probe.cache_clear()
-    with pytest.warns(UserWarning, match=r"attend.* since a faster kernel failed its trial \(.+\)"):
+    with pytest.warns(UserWarning, match=rf"^{instead}, since a faster kernel failed its trial \(.+\)"):
         assert not probe(torch.device("cpu"), torch.float16, 80, *more)
 
 

@@ -15,7 +15,7 @@ def clip_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return what `CLIPAttention` of transformers 4.37 does, which computes with matrices of all pairs of tokens.
 
-    Such a matrix has rows of 577 or 257 values, whose odd lengths slow matrix products on GPUs down.
+    In large batches, softmax over these matrices takes half of a tower's time on a GPU.
 
     Args:
         attention: The module.
