@@ -120,7 +120,7 @@ def _to(value: Any, device: torch.device) -> Any:
         return copy(value).to(device)  # since a batch of transformers moves in place
     if isinstance(value, dict):
         return {name: _to(each, device) for name, each in value.items()}
-    return [_to(each, device) for each in value] if isinstance(value, list) else value.to(device)
+    return [_to(each, device) for each in value] if isinstance(value, list) else value.to(device, non_blocking=True)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -16,6 +16,7 @@ from benchmarks.visual_files import write_clip, write_picture
 from benchmarks.words import spelled, word_tokenizer
 from strategy.evaluation.ahead import prepare_batches
 from strategy.evaluation.pictures import open_picture
+from strategy.kernels.transfers import pinned
 
 PICTURE = (640, 480)  # pixels of a picture on disk
 
@@ -138,7 +139,7 @@ def video_preparation(model: Any, ids: Sequence[int]) -> Preparation:
     side = model.model.video_tower.config.image_size
 
     def pixels(file: Path) -> Tensor:
-        return prepare_video(load_video(file), side)
+        return pinned(prepare_video(load_video(file), side))
 
     return _llama_preparation(model, ids, ".mp4", write_clip, pixels)
 

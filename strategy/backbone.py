@@ -67,6 +67,9 @@ class JointSpace(NamedTuple):
     embed: Callable[[Tensor, Tensor], Tensor]
 
 
+FasterMethod = tuple[nn.Module, str, Callable[..., Any]]
+"""A module, the name of its method, and a function in place of the method, which is given the module first."""
+
 Layout = Sequence[Sequence[Span]]
 """The spans of each sample of a batch."""
 
@@ -216,11 +219,11 @@ class Backbone(ABC):
         """
         return None
 
-    def tower_attention(self, model: Any) -> Sequence[tuple[nn.Module, Callable[..., Any]]]:
-        """Return modules that compute attention in vision towers, each with a function that does the same in less time.
+    def faster_methods(self, model: Any) -> Sequence[FasterMethod]:
+        """Return what does the same as methods of the model's modules in less time, for the graph engine.
 
-        The graph engine puts the functions in the place of the modules' forward calls; a function is given the module
-        first. The default is empty.
+        Examples are the attention of a vision tower, and methods that read tensors of the GPU, for which the host would
+        wait. The default is empty.
         """
         return ()
 

@@ -19,14 +19,14 @@ from strategy.pruning.state import PrefillState
 def prefill_batch(
     decoder: FusedDecoder, x: Tensor, positions: Tensor, state: PrefillState, generation: GenerationState
 ) -> Tensor:
-    """Run all layers over the prompts of a batch, write the record, and fill a cache to decode on.
+    """Run all layers over the prompts of a batch, and fill a cache to decode on.
 
     Args:
         decoder: Runs the programs.
         x: Embeddings [B, L, C] of bucketed prompts.
         positions: Their positions, [..., B or 1, L].
         state: The state of the prompts, before the first prune.
-        generation: Receives the cache.
+        generation: Receives the cache, and what finishes the prefill.
 
     Returns:
         The normalised hidden state [B, 1, C] of each prompt's last token.
@@ -43,9 +43,13 @@ def prefill_batch(
     else:
         record.decide("prefill", "packed, without a graph", "the prompts show pictures of several sizes")
         hidden = prefill_packed(decoder, x, positions, parts, cache)
-    samples = decoder.runner.finish([part.state for part in parts], _stages_of_batch(parts))
     a_token = cache.nbytes // (len(x) * cache.length)
-    record.add_cache(samples, generation.cache_length, a_token * sum(left) / len(x))
+
+    def finish() -> None:
+        samples = decoder.runner.finish([part.state for part in parts], _stages_of_batch(parts))
+        record.add_cache(samples, generation.cache_length, a_token * sum(left) / len(x))
+
+    generation.finish = finish
     return hidden
 
 

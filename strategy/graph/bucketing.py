@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from strategy.backbone import Layout, Span
+from strategy.kernels.transfers import host_copy, tensor_on
 from strategy.pruning.layout import resolve_layout
 from strategy.pruning.prompts import gather_prompt_kwargs
 from strategy.pruning.state import PrefillState
@@ -44,7 +45,7 @@ def bucket_prompts(layout: Layout, kwargs: dict[str, Any], tokens: Tensor) -> Bu
     mask = kwargs.get("attention_mask")
     if mask is not None and mask.dim() != 2:
         return f"the attention mask has {mask.dim()} dimensions"
-    rows = torch.ones(tokens.shape[:2]).tolist() if mask is None else mask.tolist()
+    rows = torch.ones(tokens.shape[:2]).tolist() if mask is None else host_copy(mask).tolist()
     first = [row.index(1) if 1 in row else len(row) for row in rows]
     lengths = [int(sum(row)) for row in rows]
     reasons = {
@@ -61,7 +62,7 @@ def bucket_prompts(layout: Layout, kwargs: dict[str, Any], tokens: Tensor) -> Bu
     # Behind padding, a picture would no longer be the end of its prompt.
     resolve_layout(layout, *tokens.shape[:2])
     at = torch.arange(padded_length(max(lengths)), device=tokens.device)
-    bounds = torch.tensor([first, lengths], device=tokens.device)[..., None]
+    bounds = tensor_on(tokens.device, [first, lengths])[..., None]
     index = (bounds[0] + at).clamp(max=tokens.shape[1] - 1)
     kwargs |= gather_prompt_kwargs(kwargs, tokens, index, at < bounds[1])
     moved = [

@@ -49,6 +49,7 @@ class GenerationState:
         lengths: Of the prompts.
         cache: The cache to decode on.
         cache_length: How many of its slots the longest prompt takes.
+        finish: Waits for the prefill by programs, checks it, and writes it into the record.
     """
 
     max_new_tokens: int
@@ -56,6 +57,7 @@ class GenerationState:
     lengths: Sequence[int] = ()
     cache: StaticKVCache | None = None
     cache_length: int = 0
+    finish: Callable[[], None] | None = None
 
 
 class FusedDecoder:

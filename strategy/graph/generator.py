@@ -82,7 +82,7 @@ class GraphGenerator:
         if not graphs and wanted:
             self.record.decide("vision", "stock modules", f"the backbone {self.backbone.name} wants no graphs of them")
         if graphs and wanted and not self.policy.unusable:
-            self._replace_attention(patch)
+            self._replace_methods(patch)
         for module in self.backbone.vision(self.model) if graphs else ():
             stacks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
             seen = self.hooks.encoder and self.hooks.encoder.layer
@@ -100,13 +100,13 @@ class GraphGenerator:
         if not loops and wanted:
             self.policy.fall_back(f"the backbone {self.backbone.name} replaces no loop of generate (greedy_loop)")
 
-    def _replace_attention(self, patch: ModelPatch) -> None:
-        """Replace forward calls inside vision towers, see `Backbone.tower_attention`."""
-        for attention, forward in self.backbone.tower_attention(self.model):
+    def _replace_methods(self, patch: ModelPatch) -> None:
+        """Replace methods, see `Backbone.faster_methods`."""
+        for module, name, function in self.backbone.faster_methods(self.model):
             # Somebody else, such as accelerate, may have replaced it.
-            if "forward" not in vars(attention):
+            if name not in vars(module):
                 # torch compiles methods of one function once.
-                patch.replace(attention, "forward", MethodType(forward, attention))
+                patch.replace(module, name, MethodType(function, module))
 
     def free(self) -> None:
         """Free graphs, caches and packed weights."""
@@ -148,6 +148,9 @@ class GraphGenerator:
         cache, rest = generation.cache, generation.max_new_tokens - 1
         meter, clock = self.runner.meter, self.record.clock
         with plain_tensors():
+            if generation.finish is not None:
+                generation.finish()  # only now, when the device makes the first token
+                generation.finish = None  # it holds the states of the prompts
             prompts = broadcast_first(prompts, self.decoder.graphs.group)
             if cache is None or not rest:
                 return prompts

@@ -19,6 +19,7 @@ from strategy.graph.static_cache import StaticKVCache
 from strategy.kernels import llama_layer
 from strategy.kernels.attention import gather_rows
 from strategy.kernels.packed_attention import keeping_bounds
+from strategy.kernels.transfers import tensor_on
 from strategy.pruning.stage import LayerStates
 
 
@@ -80,7 +81,7 @@ def prefill_packed(
         The normalised hidden state [B, 1, C] of each prompt's last token.
     """
     samples = list(chain.from_iterable(part.samples for part in parts))
-    order = torch.tensor(sorted(range(len(samples)), key=samples.__getitem__), device=x.device)
+    order = tensor_on(x.device, sorted(range(len(samples)), key=samples.__getitem__))
     with decoder.policy.compiling("prefilling", decoder.graphs.device), keeping_bounds({}):
         cache.clear()
         x, packing = _run_layers(decoder, x, positions, parts, cache, order)

@@ -16,6 +16,7 @@ from strategy.graph.cuda_graphs import ProgramKey
 from strategy.graph.decoder import FusedDecoder, plain_tensors
 from strategy.graph.fallback import FallbackPolicy
 from strategy.kernels.packed_attention import keeping_bounds
+from strategy.kernels.transfers import host_copy
 from strategy.metrics.meter import CostMeter
 from strategy.pruning.encoder import EncoderRecorder
 
@@ -52,9 +53,11 @@ class VisionGraphs:
         device = next(module.parameters()).device
         leaves, spec = tree_flatten((args, kwargs))
         floats = [at for at, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
-        # Integers, such as the sizes of pictures, decide about shapes; on the CPU they can be read during a capture.
-        leaves = [leaf.cpu() if torch.is_tensor(leaf) and not leaf.is_floating_point() else leaf for leaf in leaves]
         inputs = [leaves[at].to(device, non_blocking=True) for at in floats]
+        # Integers, such as the sizes of pictures, decide about shapes; on the CPU they can be read during a capture.
+        leaves = [
+            host_copy(leaf) if torch.is_tensor(leaf) and at not in floats else leaf for at, leaf in enumerate(leaves)
+        ]
         others = [
             leaf.tolist() if torch.is_tensor(leaf) else leaf for at, leaf in enumerate(leaves) if at not in floats
         ]

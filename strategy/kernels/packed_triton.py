@@ -63,7 +63,7 @@ def _attend(sums, query, key, value, scale, real, masked: tl.constexpr, second: 
     return sum_1, sum_2, higher, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])  # else compiled anew where it is 1 or a multiple of 16
 def _kernel(
     query,
     key,

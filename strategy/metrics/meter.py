@@ -14,6 +14,7 @@ from strategy.kernels.arguments import named_arguments
 from strategy.kernels.compile import compiling
 from strategy.kernels.layer_facts import pair_cost, token_cost
 from strategy.kernels.layer_spec import LayerSpec
+from strategy.kernels.transfers import host_copy
 from strategy.metrics.macs import MacCounter
 from strategy.metrics.record import RunRecord
 from strategy.metrics.thread_state import ThreadState
@@ -157,7 +158,8 @@ class CostMeter:
         self.close()
         given = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
         # Integers, such as the grids of pictures of many sizes, decide which patches see each other.
-        shapes = [(value.shape, None if value.is_floating_point() else str(value.tolist())) for value in given]
+        integers = [None if value.is_floating_point() else str(host_copy(value).tolist()) for value in given]
+        shapes = zip((value.shape for value in given), integers, strict=True)
         key = ("vision", id(module), *shapes)
         pieces = None
         if key not in self.known:

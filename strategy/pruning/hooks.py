@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from strategy.backbone import Backbone, Layout
 from strategy.kernels import kv_cache
 from strategy.kernels.arguments import named_arguments
 from strategy.kernels.layer_spec import LayerSpec
+from strategy.kernels.transfers import host_copy
 from strategy.pruning import pruned_cache, refusals
 from strategy.pruning.context import ForwardContext
 from strategy.pruning.encoder import EncoderRecorder
@@ -97,6 +98,9 @@ class PruningHooks:
         makes_masks = self.backbone.entry_makes_masks and module is not self.decoder
         self.context.padding = kwargs.get("attention_mask") if makes_masks else None
         if not kv_cache.length(cache):
+            mask = kwargs.get("attention_mask")
+            if isinstance(mask, Tensor):
+                host_copy(mask)  # before a GPU is busy with the pictures
             fixed = self.fixed_layout
             self.context.layout = self._find_layout(kwargs, len(tokens)) if fixed is None else fixed
             if self.question_free is not None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from strategy.backbone import Layout
 from strategy.kernels.attention import gather_rows
 from strategy.kernels.selection import keep_chosen
+from strategy.kernels.transfers import tensor_on
 from strategy.metrics.record import Stage
 from strategy.plan import Grid
 from strategy.pruning.layout import SpanKind, on_grid, resolve_layout
@@ -241,10 +242,10 @@ def _group(kinds: tuple[SpanKind, ...], members: list[tuple[int, list[int]]], re
     visual = [own for _, own in members]
     text = [sorted(set(range(length)).difference(own)) for own in visual]
     samples = [sample for sample, _ in members]
-    batch_index = torch.tensor(samples, device=device)
+    batch_index = tensor_on(device, samples)
     ends = [max(own, default=-1) for own in visual]
-    tail = torch.tensor([others[min(ends) - length + 1 :] for others in text], device=device)
-    question = real[batch_index].gather(1, tail) & (tail > torch.tensor(ends, device=device)[:, None])
+    tail = tensor_on(device, [others[min(ends) - length + 1 :] for others in text])
+    question = real[batch_index].gather(1, tail) & (tail > tensor_on(device, ends)[:, None])
     # Where only padding follows a picture, its last token stands for the question.
     question[:, -1] |= ~question.any(1)
     return SampleGroup(
@@ -254,8 +255,8 @@ def _group(kinds: tuple[SpanKind, ...], members: list[tuple[int, list[int]]], re
         kinds=kinds,
         on_grid=on_grid(kinds, device),
         remaining=torch.arange(length, device=device).expand(len(members), -1),
-        visual=torch.tensor(visual, dtype=torch.long, device=device),
-        text=torch.tensor(text, dtype=torch.long, device=device),
+        visual=tensor_on(device, visual, torch.long),
+        text=tensor_on(device, text, torch.long),
         original_index=torch.arange(len(visual[0]), device=device).expand(len(members), -1),
         question_mask=question,
     )

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, ViTImageProcessor
 
 from llava.mm_utils import prepare_pictures, process_images
-from llava.pixels import LARGEST, can_wait, fits, pixel_values, pixel_values_of_bytes
+from llava.pixels import LARGEST, can_wait, fits, joined_pixel_values, pixel_values, pixel_values_of_bytes
 
 PROCESSORS = {
     "336": CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
@@ -62,6 +62,20 @@ def test_the_model_computes_them_of_bytes(name, side, seed):
     picture, processor = square(side, seed), PROCESSORS[name]
     assert can_wait(picture, processor)
     assert torch.equal(pixel_values_of_bytes(as_bytes(picture), processor), pixel_values([picture], processor)[0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(kinds=st.lists(st.sampled_from([(20, True), (20, False), (45, True)]), min_size=1, max_size=25))
+def test_pictures_of_a_batch_are_computed_in_order(kinds):
+    processor = PROCESSORS["other values"]
+    pictures = [square(side, seed) for seed, (side, _) in enumerate(kinds)]
+    values = [pixel_values([picture], processor) for picture in pictures]
+    given = [
+        as_bytes(picture) if waits else own[0] for picture, own, (_, waits) in zip(pictures, values, kinds, strict=True)
+    ]
+    assert torch.equal(joined_pixel_values(given, processor, torch.device("cpu")), torch.cat(values))
+    several = joined_pixel_values([torch.cat(values), values[0]], processor, torch.device("cpu"))
+    assert torch.equal(several, torch.cat([*values, values[0]]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

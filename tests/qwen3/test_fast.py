@@ -2,6 +2,7 @@
 
 import pytest
 from qwen_fast_checks import *  # noqa: F403
+from qwen_host_checks import *  # noqa: F403
 
 
 @pytest.fixture(scope="module")

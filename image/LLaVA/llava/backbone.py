@@ -18,7 +18,7 @@ from llava.model.clip_text import load_joint_space
 from llava.model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.prompts import question_ids
 from strategy import Backbone, GreedyRequest, Layout, register_backbone
-from strategy.backbone import EncoderSpec, Generate, JointSpace
+from strategy.backbone import EncoderSpec, FasterMethod, Generate, JointSpace
 from strategy.kernels.kv_cache import length as cache_length
 
 
@@ -50,9 +50,9 @@ class LlamaBackbone(Backbone):
         # All layers of this Llama have the same tables.
         return self.rotary(decoder.layers[0], {"position_ids": positions})
 
-    def tower_attention(self, model: Any) -> list[tuple[nn.Module, Callable[..., Any]]]:
+    def faster_methods(self, model: Any) -> list[FasterMethod]:
         inside = chain.from_iterable(tower.modules() for tower in self.vision(model))
-        return [(module, clip_forward) for module in inside if type(module) is CLIPAttention]
+        return [(module, "forward", clip_forward) for module in inside if type(module) is CLIPAttention]
 
     def greedy_loop(self, model: Any, generate: Generate) -> dict[str, Any]:
         return {"greedy_search": partial(_greedy_search, model.greedy_search, generate)}
@@ -134,7 +134,13 @@ def _greedy_search(
         cache=kwargs.get("past_key_values"),
         token_ids_only=not any(kwargs.get(name) for name in OTHER_OUTPUTS) and kwargs.get("use_cache") is not False,
     )
-    return generate(lambda criteria: stock(ids, stopping_criteria=criteria, **kwargs), request)
+
+    def loop(criteria: Any) -> Tensor:
+        # For a single token nobody asks whether it ends the answer, and copying end tokens would wait for a GPU.
+        asks = criteria is stopping_criteria or not request.eos_ids
+        return stock(ids, stopping_criteria=criteria, **kwargs if asks else kwargs | {"eos_token_id": []})
+
+    return generate(loop, request)
 
 
 class LlavaBackbone(LlamaBackbone):

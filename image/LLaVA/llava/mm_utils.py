@@ -15,6 +15,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.pixels import can_wait, fits, pixel_values
 from strategy.evaluation.pictures import to_rgb
 from strategy.evaluation.special_tokens import as_text
+from strategy.kernels.transfers import pinned
 
 
 def expand2square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -54,9 +55,9 @@ def prepare_pictures(
     """
     on_gpu = device.type == "cuda" and fits(image_processor)
     return [
-        torch.from_numpy(np.array(picture))
+        pinned(torch.from_numpy(np.array(picture)))
         if on_gpu and can_wait(picture, image_processor)
-        else _pixel_values([picture], image_processor)[0]
+        else pinned(_pixel_values([picture], image_processor)[0])
         for picture in _padded(images, image_processor, model_cfg)
     ]
 

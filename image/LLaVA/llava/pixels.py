@@ -5,8 +5,9 @@ the interpreter meanwhile, so that threads cannot prepare pictures beside each o
 256 results for each colour, which a table holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers.image_utils import ChannelDimension
 from llava.resampling import resize
 
 LARGEST = 1024  # pixels of the side of a picture that waits for the GPU; larger ones would take too much memory
+AT_ONCE = 8  # pictures of one size that a GPU resizes together
 
 
 def fits(processor: Any) -> bool:
@@ -50,11 +52,29 @@ def can_wait(picture: Image.Image, processor: CLIPImageProcessor) -> bool:
 
 
 def pixel_values_of_bytes(colours: Tensor, processor: CLIPImageProcessor) -> Tensor:
-    """Return the pixel values [3, height, width] of a square picture [side, side, 3] uint8, computed where it is."""
+    """Return the pixel values [..., 3, height, width] of square pictures [..., side, side, 3] uint8, computed there."""
     side, size = processor.size["shortest_edge"], (processor.crop_size["height"], processor.crop_size["width"])
     rows, columns = (_middle(side, length) for length in size)
-    seen = resize(colours.permute(2, 0, 1), side)[:, rows, columns].flatten(1).long()
-    return _values_on(colours.device, *_steps(processor)).gather(1, seen).unflatten(1, size)
+    seen = resize(colours.movedim(-1, -3), side)[..., rows, columns].flatten(-2).long()
+    table = _values_on(colours.device, *_steps(processor)).expand(*seen.shape[:-1], -1)
+    return table.gather(-1, seen).unflatten(-1, size)
+
+
+def joined_pixel_values(images: Iterable[Tensor], processor: CLIPImageProcessor, device: torch.device) -> Tensor:
+    """Return the pixel values [count, 3, height, width] of pictures on a device.
+
+    Args:
+        images: Pixel values [..., 3, height, width], or square pictures [side, side, 3] uint8.
+        processor: Made the pixel values, or would have.
+        device: Where bytes become pixel values.
+    """
+    found = []
+    for (_, dtype), alike in groupby(images, lambda image: (image.shape, image.dtype)):
+        while some := [*islice(alike, AT_ONCE)]:
+            stack = torch.stack([image.to(device, non_blocking=True) for image in some])
+            values = pixel_values_of_bytes(stack, processor) if dtype == torch.uint8 else stack
+            found.append(values.flatten(0, -4))
+    return torch.cat(found)
 
 
 def _resized(picture: Image.Image, processor: CLIPImageProcessor) -> Image.Image:

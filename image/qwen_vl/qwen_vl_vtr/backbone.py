@@ -1,16 +1,18 @@
 """The backbone of every Qwen-VL."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from qwen_vl_vtr.conditional_generation import ConditionalGenerationBackbone
+from qwen_vl_vtr.host_methods import HOST_METHODS
 from strategy import Layout, Span
-from strategy.backbone import EncoderSpec
+from strategy.backbone import EncoderSpec, FasterMethod
 from strategy.kernels.selection import mean_of_neighbours
 from strategy.kernels.tower_attention import packed_forward
+from strategy.kernels.transfers import host_copy
 
 
 class QwenBackbone(ConditionalGenerationBackbone):
@@ -31,7 +33,7 @@ class QwenBackbone(ConditionalGenerationBackbone):
         grids = arguments.get("grid_thw")
         if grids is None:  # of a module around the tower
             return None
-        return [height * width for frames, height, width in grids.tolist() for _ in range(frames)]
+        return [height * width for frames, height, width in host_copy(grids).tolist() for _ in range(frames)]
 
     def encoder(self, model: Any) -> EncoderSpec | None:
         tower = model.model.visual
@@ -46,13 +48,14 @@ class QwenBackbone(ConditionalGenerationBackbone):
             merge=partial(mean_of_neighbours, count=tower.spatial_merge_size**2),
         )
 
-    def tower_attention(self, model: Any) -> list[tuple[nn.Module, Callable[..., Any]]]:
+    def faster_methods(self, model: Any) -> list[FasterMethod]:
         tower = model.model.visual
         if tower.config._attn_implementation not in ("sdpa", "eager"):
             return []  # kernels of other libraries stay, as the user chose them
         names = {"query": "qkv", "output": "proj", "rotary": "position_embeddings", "ends": "cu_seqlens"}
         forward = packed_forward(heads=tower.config.num_heads, **names)
-        return [(block.attn, forward) for block in tower.blocks]
+        attention: list[FasterMethod] = [(block.attn, "forward", forward) for block in tower.blocks]
+        return attention + [(model.model, *each) for each in HOST_METHODS.items()]
 
     def layout(self, model: Any, kwargs: Mapping[str, Any]) -> Layout | None:
         config, ids = model.config, kwargs.get("input_ids")
@@ -66,12 +69,12 @@ class QwenBackbone(ConditionalGenerationBackbone):
             )
         merge = config.vision_config.spatial_merge_size
         grids = {token: _merged(kwargs.get(name), merge) for token, name in arguments.items()}
-        return [list(_spans(row, grids, arguments)) for row in ids.tolist()]
+        return [list(_spans(row, grids, arguments)) for row in host_copy(ids).tolist()]
 
 
 def _merged(grids: Tensor | None, merge: int) -> Iterator[tuple[int, int, int]]:
     """Yield the grids of visual tokens (T, H, W) for grids of patches [count, 3]."""
-    rows = [] if grids is None else grids.tolist()
+    rows = [] if grids is None else host_copy(grids).tolist()
     return iter([(frames, height // merge, width // merge) for frames, height, width in rows])
 
 

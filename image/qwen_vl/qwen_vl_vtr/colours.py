@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
+from strategy.kernels.transfers import pinned
+
 PIXELS = "pixel_values"
 COLOURS = 3  # of a pixel, the first dimension of a patch
 
@@ -81,6 +83,7 @@ def _keeping_bytes(kind: type) -> type:
         own.image_processor = copy(self.image_processor)
         own.image_processor.rescale_and_normalize = keep
         prepared = kind.__call__(own, images, *args, **kwargs)
+        prepared[PIXELS] = pinned(prepared[PIXELS])
         # The step for pictures [B, 3, H, W] takes each patch as one of them.
         return ColourBatch(prepared, lambda flat: steps[0](flat.unflatten(1, (COLOURS, 1, -1))).flatten(1))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from strategy import Backbone, GreedyRequest
 from strategy.backbone import Generate, template_length
 from strategy.kernels import kv_cache
+from strategy.kernels.transfers import host_copy
 
 PIXELS = ("pixel_values", "pixel_values_videos")
 
@@ -44,14 +45,16 @@ class ConditionalGenerationBackbone(Backbone):
         if ids is None or eos_ids is None:
             return None
         end = eos_ids[0] if isinstance(eos_ids, list) else eos_ids
-        masks = (mask if mask is not None and mask.dim() == 2 else torch.ones_like(ids)).tolist()
-        rows = [[t for t, real in zip(*pair, strict=True) if real] for pair in zip(ids.tolist(), masks, strict=True)]
+        given = (ids, mask if mask is not None and mask.dim() == 2 else torch.ones_like(ids))
+        pairs = zip(*(host_copy(tensor).tolist() for tensor in given), strict=True)
+        rows = [[t for t, real in zip(*pair, strict=True) if real] for pair in pairs]
         return [template_length(row, end) for row in rows]
 
     def visual_samples(self, model: Any, kwargs: Mapping[str, Any]) -> int:
         ids = kwargs.get("input_ids")
         if ids is None:
             return len(kwargs["inputs_embeds"]) if any(kwargs.get(name) is not None for name in PIXELS) else 0
+        ids = host_copy(ids)
         return int(torch.stack([ids == each for each in self.placeholder_ids(model)]).any(0).any(1).sum())
 
 

@@ -10,9 +10,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from llava.model.prompts import Visual, embed_prompts, positions, spans_behind
 from llava.model.vision_tower import CLIPVisionTower
-from llava.pixels import pixel_values_of_bytes
+from llava.pixels import joined_pixel_values
 from strategy import Layout
 from strategy.kernels.kv_cache import length as cache_length
+from strategy.kernels.transfers import host_copy, to_device
 
 Images = Tensor | Sequence[Tensor] | None
 PromptIds = tuple[Tensor, Tensor | None] | None
@@ -79,10 +80,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         """
         if not isinstance(images, Tensor):
             tower = self.get_vision_tower()
-            moved = [each.to(tower.vision_tower.device) for each in images]
-            processor = tower.image_processor
-            pixels = [pixel_values_of_bytes(each, processor) if each.dtype == torch.uint8 else each for each in moved]
-            images = torch.cat([each.view(-1, *each.shape[-3:]) for each in pixels])
+            images = joined_pixel_values(images, tower.image_processor, tower.vision_tower.device)
         return self.project(self.get_vision_tower()(images.flatten(0, -4)))
 
     def project(self, features: Tensor) -> Tensor:
@@ -101,7 +99,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         """Embed prompts with their pictures; see `llava.model.prompts.embed_prompts`."""
         device = input_ids.device
         # The host reads them before a GPU is busy with the pictures, since reading waits for it.
-        ids, real = input_ids.cpu(), None if attention_mask is None else attention_mask.cpu()
+        ids, real = host_copy(input_ids), None if attention_mask is None else host_copy(attention_mask)
         visuals = [] if images is None or len(images) == 0 else self.encode(images)
         return embed_prompts(self.get_input_embeddings(), ids, real, visuals, device)
 
@@ -195,7 +193,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         inputs = kwargs.pop("input_ids", inputs)
         if inputs is None:
             raise ValueError("generate needs the prompts' token ids, as inputs or input_ids")
-        embeddings, mask, layout = self.embed_prompts(inputs.to(self.device), attention_mask, images)
+        embeddings, mask, layout = self.embed_prompts(to_device(inputs, self.device), attention_mask, images)
         # Without token ids, generate would begin the answer with a token of its own.
         none = inputs.new_empty(len(inputs), 0, device=self.device)
         given = {"inputs_embeds": embeddings, "visual_layout": layout, "prompt_ids": (inputs, attention_mask)}

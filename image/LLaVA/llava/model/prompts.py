@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from strategy import Layout, Span
+from strategy.kernels.transfers import to_device
 
 
 class Visual(NamedTuple):
@@ -63,7 +64,7 @@ def embed_prompts(
     tokens = pad_sequence([row.ids for row in rows], batch_first=True, padding_side="left")
     mask = pad_sequence([row.mask for row in rows], batch_first=True, padding_side="left").long()
     # A copy, since a hook may have made a leaf of what `embed` returns, which nothing may be written into.
-    embeddings = embed(tokens.to(device, non_blocking=True)).clone()
+    embeddings = embed(to_device(tokens, device)).clone()
     layout = []
     for number, row in enumerate(rows):
         pad = tokens.shape[1] - len(row.ids)
@@ -75,7 +76,7 @@ def embed_prompts(
             for start, part in zip(moved, visual.parts, strict=True):
                 embeddings[number, start : start + len(part)] = part.to(embeddings.device)
         layout.append(spans)
-    return embeddings, mask.to(embeddings.device), layout
+    return embeddings, to_device(mask, embeddings.device), layout
 
 
 class _Row(NamedTuple):

@@ -22,6 +22,7 @@ from strategy.evaluation.lmms_model import IGNORED_ON_RESUME, what_answers_depen
 from strategy.evaluation.questions import concerns_the_model
 from strategy.evaluation.special_tokens import as_text
 from strategy.evaluation.visuals import one_line
+from strategy.kernels.transfers import pinned
 from videollava.constants import IMAGE_TOKEN_INDEX
 from videollava.conversation import conv_templates
 from videollava.eval.video.answers import AnswerFile, chunk_name, merge, rank_name
@@ -137,7 +138,7 @@ class Answerer:
             ValueError: The video is missing, it cannot be decoded, or the prompt is too long.
         """
         tower = self.model.model.video_tower
-        video = prepare_video(load_video(find_video(self.video_dir, sample.video)), tower.config.image_size)
+        video = pinned(prepare_video(load_video(find_video(self.video_dir, sample.video)), tower.config.image_size))
         conversation = conv_templates[TEMPLATE].copy()
         question = as_text(sample.question, self.tokenizer.all_special_tokens)
         conversation.append_message(conversation.roles[0], prepare_prompt(question))
