@@ -84,9 +84,13 @@ def load(given: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
     """Return the case, split or sharded as the command line has it."""
     to_split = given.tp_size > 1 or given.sharded
     case = build(given.backbone, str(device), dtype, small=device.type == "cpu", to_split=to_split)
-    tensor_parallel.split(case.model, case.model.get_decoder(), given.tp_size)
+    decoder = case.model.get_decoder()
+    if given.tp_size > 1:
+        for part in (decoder.norm, decoder.rotary_emb):
+            part.to("cpu")  # beside the layers, of which `split` tries one before it moves all
+    tensor_parallel.split(case.model, decoder, given.tp_size)
     if given.sharded:
-        zero.shard(case.model, case.model.get_decoder())
+        zero.shard(case.model, decoder)
     return case
 
 

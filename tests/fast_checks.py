@@ -21,6 +21,7 @@ import torch
 from matrix import BARE, ENCODED, FIRST, FULL, KINDS, cells, runs_on
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 import strategy
 from strategy import VTRConfig
@@ -554,3 +555,17 @@ def test_graphs_are_bounded_and_go_with_the_engine(asked, device):
     del graphs, tokens
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= before + (1 << 20)
+
+
+def test_what_the_decoder_did_for_a_refused_prompt_counts_nowhere(asked: Asked) -> None:
+    spoilt = tree_map(
+        lambda value: value * torch.nan if torch.is_tensor(value) and value.is_floating_point() else value,
+        asked.prompts["one"],
+    )
+    with strategy.prune(asked.model, config(asked)) as run:
+        answer(asked, "one")
+        before = {part: run.multiply_adds[part] for part in ("prefill", "scoring", "head", "decode")}
+        with pytest.raises(ValueError, match="are not finite"):
+            asked.model.generate(**spoilt, do_sample=False, max_new_tokens=4)
+        assert {part: run.multiply_adds[part] for part in before} == before
+        assert run.prompts == 1

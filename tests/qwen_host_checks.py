@@ -65,3 +65,17 @@ def test_the_host_does_not_wait_for_the_tower_before_it_launches_the_prefill(ask
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert [str(wait.message) for wait in waits] == []
+
+
+@torch.no_grad()
+def test_prompts_without_token_ids_are_answered_as_by_the_stock_loop(asked):
+    prompt = asked.prompts["text"]
+    given = {
+        "inputs_embeds": asked.model.get_input_embeddings()(prompt["input_ids"]),
+        "attention_mask": prompt["attention_mask"],
+    }
+    answers = []
+    for engine in ("eager", "graph"):
+        with strategy.prune(asked.model, strategy.VTRConfig(engine=engine, enabled=False)):
+            answers.append(asked.model.generate(**given, do_sample=False, max_new_tokens=4))
+    assert torch.equal(*answers)

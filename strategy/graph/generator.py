@@ -27,6 +27,7 @@ from strategy.graph.static_cache import StaticKVCache
 from strategy.graph.vision import VisionGraphs
 from strategy.kernels import kv_cache
 from strategy.kernels.compile import compile_between_breaks
+from strategy.kernels.transfers import remembering
 from strategy.metrics.thread_state import ThreadState
 from strategy.pruning.hooks import PruningHooks
 from strategy.pruning.patch import ModelPatch
@@ -126,7 +127,7 @@ class GraphGenerator:
             self.policy.fall_back(why)
             return stock(request.stopping_criteria)
         while True:
-            with self.decoder.lock:
+            with self.decoder.lock, remembering():
                 before = self.record.snapshot()
                 generation = self.current.generation = GenerationState(request.max_new_tokens or 1)
                 try:
@@ -134,6 +135,9 @@ class GraphGenerator:
                     return self._decode(stock(request.one_token_criteria()), request, generation)
                 except recoverable_errors() as error:
                     failure = error
+                except Exception:
+                    self.record.restore(before)  # a prompt that is refused counts nowhere
+                    raise
                 finally:
                     self.current.generation = None
                 self.record.restore(before)

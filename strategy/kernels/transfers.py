@@ -3,45 +3,74 @@
 A copy to the host waits for all that the GPU was given before, such as a vision tower; meanwhile, nothing new is given.
 """
 
-from collections.abc import MutableMapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-# Copies on the host of tensors on GPUs, with the versions that they are of.
-_known: MutableMapping[Tensor, tuple[int, Tensor]] = WeakTensorKeyDictionary()
+
+class _Known(NamedTuple):
+    """A tensor on a GPU, its version, and what it holds, on the CPU."""
+
+    tensor: Tensor
+    version: int
+    copy: Tensor
+
+
+_known: ContextVar[dict[int, _Known] | None] = ContextVar("known", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Let `host_copy` remember its copies inside the outermost of such `with`, of one thread."""
+    token = _known.set({}) if _known.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _known.reset(token)
 
 
 def host_copy(tensor: Tensor) -> Tensor:
-    """Return a tensor on the CPU; of one that has not changed since the last time, the same copy without waiting."""
+    """Return a tensor on the CPU; inside `remembering`, the copy of a tensor that has not changed since the last one.
+
+    Tensors of the inference mode are copied each time, since they do not count their changes.
+    """
     if tensor.device.type == "cpu":
         return tensor
-    if tensor.is_inference():  # it does not count its changes
+    known = _known.get()
+    if known is None or tensor.is_inference():
         return tensor.cpu()
-    version, copy = _known.get(tensor, (None, tensor))
-    if version != tensor._version:
-        copy = tensor.cpu()
-        _known[tensor] = tensor._version, copy
-    return copy
+    version, found = tensor._version, known.get(id(tensor))
+    if found is None or found.version != version:
+        found = known[id(tensor)] = _Known(tensor, version, tensor.cpu())
+    return found.copy
+
+
+def read_early(tensor: Tensor) -> None:
+    """Copy a tensor to the host while the GPU has nothing to do, if the copy is remembered."""
+    if _known.get() is not None:
+        host_copy(tensor)
 
 
 def pinned(tensor: Tensor) -> Tensor:
-    """Return a tensor of the CPU in memory that a GPU copies from by itself, if GPUs are used."""
-    return tensor.pin_memory() if torch.cuda.is_initialized() else tensor
+    """Return a tensor of the CPU in memory that a GPU copies from by itself, if GPUs are used; others as they are."""
+    return tensor.pin_memory() if tensor.device.type == "cpu" and torch.cuda.is_initialized() else tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device; the host does not wait for one of its own, and `host_copy` knows it there."""
+    """Return a tensor on a device; the host does not wait for one of its own, and `host_copy` may know it there."""
     if device.type == "cpu" or tensor.device.type != "cpu":
         return tensor.to(device)
-    moved = pinned(tensor).to(device, non_blocking=True)
-    if not moved.is_inference():
-        _known[moved] = moved._version, tensor
+    moved, known = pinned(tensor).to(device, non_blocking=True), _known.get()
+    if known is not None and not moved.is_inference():
+        known[id(moved)] = _Known(moved, moved._version, tensor)
     return moved
 
 
 def tensor_on(device: torch.device, values: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:
     """Return a tensor of numbers on a device, without waiting for it."""
-    return to_device(torch.tensor(values, dtype=dtype), device)
+    return to_device(torch.tensor(values, dtype=dtype, device="cpu"), device)

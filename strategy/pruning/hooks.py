@@ -16,7 +16,7 @@ from strategy.backbone import Backbone, Layout
 from strategy.kernels import kv_cache
 from strategy.kernels.arguments import named_arguments
 from strategy.kernels.layer_spec import LayerSpec
-from strategy.kernels.transfers import host_copy
+from strategy.kernels.transfers import read_early
 from strategy.pruning import pruned_cache, refusals
 from strategy.pruning.context import ForwardContext
 from strategy.pruning.encoder import EncoderRecorder
@@ -99,8 +99,8 @@ class PruningHooks:
         self.context.padding = kwargs.get("attention_mask") if makes_masks else None
         if not kv_cache.length(cache):
             mask = kwargs.get("attention_mask")
-            if isinstance(mask, Tensor):
-                host_copy(mask)  # before a GPU is busy with the pictures
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                read_early(mask)
             fixed = self.fixed_layout
             self.context.layout = self._find_layout(kwargs, len(tokens)) if fixed is None else fixed
             if self.question_free is not None:

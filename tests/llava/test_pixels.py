@@ -1,6 +1,7 @@
 """Pixel values are those of the library's image processor, bit for bit."""
 
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -65,15 +66,19 @@ def test_the_model_computes_them_of_bytes(name, side, seed):
 
 
 @settings(max_examples=30, deadline=None)
-@given(kinds=st.lists(st.sampled_from([(20, True), (20, False), (45, True)]), min_size=1, max_size=25))
-def test_pictures_of_a_batch_are_computed_in_order(kinds):
+@given(
+    kinds=st.lists(st.sampled_from([(20, True), (20, False), (45, True)]), min_size=1, max_size=25),
+    at_once=st.sampled_from([1, 5000, 2**22]),
+)
+def test_pictures_of_a_batch_are_computed_in_order(kinds, at_once):
     processor = PROCESSORS["other values"]
     pictures = [square(side, seed) for seed, (side, _) in enumerate(kinds)]
     values = [pixel_values([picture], processor) for picture in pictures]
     given = [
         as_bytes(picture) if waits else own[0] for picture, own, (_, waits) in zip(pictures, values, kinds, strict=True)
     ]
-    assert torch.equal(joined_pixel_values(given, processor, torch.device("cpu")), torch.cat(values))
+    with patch("llava.pixels.AT_ONCE", at_once):
+        assert torch.equal(joined_pixel_values(given, processor, torch.device("cpu")), torch.cat(values))
     several = joined_pixel_values([torch.cat(values), values[0]], processor, torch.device("cpu"))
     assert torch.equal(several, torch.cat([*values, values[0]]))
 

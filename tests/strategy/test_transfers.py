@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from strategy.kernels.transfers import host_copy, tensor_on, to_device
+from strategy.kernels.transfers import host_copy, read_early, remembering, tensor_on, to_device
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def on_gpu():
+    """Tensors without values stand for those of a GPU, as there is none in CI."""
+    with FakeTensorMode():
+        yield torch.zeros(3, device="cuda")
 
 
 def test_tensors_of_the_cpu_are_not_copied():
@@ -16,24 +23,42 @@ def test_tensors_of_the_cpu_are_not_copied():
     assert tensor_on(CPU, [1, 2], torch.int32).equal(torch.tensor([1, 2], dtype=torch.int32))
 
 
-def test_host_copies_are_those_of_the_last_change():
-    """Tensors without values stand for those of a GPU, as there is none in CI."""
-    with FakeTensorMode():
-        tensor = torch.zeros(3, device="cuda")
-        first = host_copy(tensor)
+def test_host_copies_are_those_of_the_last_change(on_gpu):
+    with remembering():
+        first = host_copy(on_gpu)
         assert first.device == CPU
-        assert host_copy(tensor) is first
-        tensor += 1
-        second = host_copy(tensor)
+        with remembering():
+            assert host_copy(on_gpu) is first
+        assert host_copy(on_gpu) is first
+        on_gpu += 1
+        second = host_copy(on_gpu)
         assert second is not first
-        assert host_copy(tensor) is second
-        assert host_copy(tensor.clone()) is not second
+        assert host_copy(on_gpu) is second
+        assert host_copy(on_gpu.clone()) is not second
+
+
+def test_nothing_is_remembered_behind_the_outermost_with(on_gpu):
+    assert host_copy(on_gpu) is not host_copy(on_gpu)
+    with remembering():
+        first = host_copy(on_gpu)
+    with remembering():
+        assert host_copy(on_gpu) is not first
+
+
+def test_a_tensor_is_read_early_where_its_copy_is_remembered(on_gpu, monkeypatch):
+    read = []
+    monkeypatch.setattr("strategy.kernels.transfers.host_copy", read.append)
+    read_early(on_gpu)
+    assert read == []
+    with remembering():
+        read_early(on_gpu)
+    assert len(read) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("inference", [False, True])
 def test_gpu_copies_have_the_values(inference):
-    with torch.inference_mode(inference):
+    with torch.inference_mode(inference), remembering():
         moved = tensor_on(torch.device("cuda"), [[1, 2], [3, 4]])
         assert host_copy(moved).tolist() == [[1, 2], [3, 4]]
         moved[0] = 5

@@ -20,7 +20,7 @@ from transformers.image_utils import ChannelDimension
 from llava.resampling import resize
 
 LARGEST = 1024  # pixels of the side of a picture that waits for the GPU; larger ones would take too much memory
-AT_ONCE = 8  # pictures of one size that a GPU resizes together
+AT_ONCE = 2**22  # pixels, before or behind, of pictures that are resized together; each takes 0.1 kB meanwhile
 
 
 def fits(processor: Any) -> bool:
@@ -69,9 +69,11 @@ def joined_pixel_values(images: Iterable[Tensor], processor: CLIPImageProcessor,
         device: Where bytes become pixel values.
     """
     found = []
-    for (_, dtype), alike in groupby(images, lambda image: (image.shape, image.dtype)):
-        while some := [*islice(alike, AT_ONCE)]:
-            stack = torch.stack([image.to(device, non_blocking=True) for image in some])
+    on_gpu = device.type == "cuda"  # elsewhere, copies that nobody waits for may be read before they are there
+    for (shape, dtype), alike in groupby(images, lambda image: (image.shape, image.dtype)):
+        count = max(1, AT_ONCE // max(shape[0], processor.size["shortest_edge"]) ** 2) if dtype == torch.uint8 else None
+        while some := [*islice(alike, count)]:
+            stack = torch.stack([image.to(device, non_blocking=on_gpu) for image in some])
             values = pixel_values_of_bytes(stack, processor) if dtype == torch.uint8 else stack
             found.append(values.flatten(0, -4))
     return torch.cat(found)

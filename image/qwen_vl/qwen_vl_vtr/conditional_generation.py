@@ -45,9 +45,10 @@ class ConditionalGenerationBackbone(Backbone):
         if ids is None or eos_ids is None:
             return None
         end = eos_ids[0] if isinstance(eos_ids, list) else eos_ids
-        given = (ids, mask if mask is not None and mask.dim() == 2 else torch.ones_like(ids))
-        pairs = zip(*(host_copy(tensor).tolist() for tensor in given), strict=True)
-        rows = [[t for t, real in zip(*pair, strict=True) if real] for pair in pairs]
+        ids = host_copy(ids)
+        real = host_copy(mask) if mask is not None and mask.dim() == 2 else torch.ones_like(ids)
+        pairs = zip(ids.tolist(), real.tolist(), strict=True)
+        rows = [[t for t, is_real in zip(*pair, strict=True) if is_real] for pair in pairs]
         return [template_length(row, end) for row in rows]
 
     def visual_samples(self, model: Any, kwargs: Mapping[str, Any]) -> int:

@@ -22,8 +22,11 @@ def _stock(name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return method(module, *map(on_host, args), **{key: on_host(value) for key, value in kwargs.items()})
 
 
-def _rope_index(module: nn.Module, input_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+def _rope_index(module: Any, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     """Return what `get_rope_index` does, on the device of the token ids."""
+    if input_ids is None:  # positions are those of the mask
+        counted: tuple[Tensor, ...] = type(module).get_rope_index(module, None, *args, **kwargs)
+        return counted
     found = _stock("get_rope_index", module, input_ids, *args, **kwargs)
     return tuple(to_device(tensor, input_ids.device) for tensor in found)
 

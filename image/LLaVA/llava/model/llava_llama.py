@@ -13,7 +13,7 @@ from llava.model.vision_tower import CLIPVisionTower
 from llava.pixels import joined_pixel_values
 from strategy import Layout
 from strategy.kernels.kv_cache import length as cache_length
-from strategy.kernels.transfers import host_copy, to_device
+from strategy.kernels.transfers import host_copy, remembering, to_device
 
 Images = Tensor | Sequence[Tensor] | None
 PromptIds = tuple[Tensor, Tensor | None] | None
@@ -193,11 +193,12 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):
         inputs = kwargs.pop("input_ids", inputs)
         if inputs is None:
             raise ValueError("generate needs the prompts' token ids, as inputs or input_ids")
-        embeddings, mask, layout = self.embed_prompts(to_device(inputs, self.device), attention_mask, images)
-        # Without token ids, generate would begin the answer with a token of its own.
-        none = inputs.new_empty(len(inputs), 0, device=self.device)
-        given = {"inputs_embeds": embeddings, "visual_layout": layout, "prompt_ids": (inputs, attention_mask)}
-        return super().generate(none, attention_mask=mask, **given, **kwargs)
+        with remembering():
+            embeddings, mask, layout = self.embed_prompts(to_device(inputs, self.device), attention_mask, images)
+            # Without token ids, generate would begin the answer with a token of its own.
+            none = inputs.new_empty(len(inputs), 0, device=self.device)
+            given = {"inputs_embeds": embeddings, "visual_layout": layout, "prompt_ids": (inputs, attention_mask)}
+            return super().generate(none, attention_mask=mask, **given, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
