@@ -47,16 +47,21 @@ def alike(ours, stock):
 
 
 @given(
-    sizes=st.lists(st.tuples(st.integers(28, 300), st.integers(28, 300)), min_size=1, max_size=3), resize=st.booleans()
+    sizes=st.lists(st.tuples(st.integers(28, 300), st.integers(28, 300)), min_size=1, max_size=3),
+    again=st.integers(0, 2),
+    resize=st.booleans(),
+    grouping=st.sampled_from([None, False]),  # whether pictures of one size are prepared apart, as on a CPU
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_on_the_device_they_are_the_stock_pixel_values(processors, sizes, resize):
+def test_on_the_device_they_are_the_stock_pixel_values(processors, sizes, again, resize, grouping):
     stock, own = processors
+    sizes = [*sizes, *sizes[:again]]
     # What has been resized before is handed over in whole cells, as by qwen_vl_utils.
     cell = stock.image_processor.patch_size * stock.image_processor.merge_size
     sizes = sizes if resize else [(max(1, wide // cell) * cell, max(1, high // cell) * cell) for wide, high in sizes]
     pictures = [picture(size, seed) for seed, size in enumerate(sizes)]
-    expected, batch = (prepared(processor, pictures, do_resize=resize) for processor in (stock, own))
+    options = {"do_resize": resize, "disable_grouping": grouping}
+    expected, batch = (prepared(processor, pictures, **options) for processor in (stock, own))
     assert isinstance(batch, ColourBatch)
     half = copy.copy(batch).to("cpu", torch.float16)
     assert bytes_held(batch)

@@ -1,14 +1,16 @@
-"""Pictures that stay bytes until their batch moves to the model's device, where the same steps make floats of them.
+"""Pictures that stay bytes until their batch moves to the model's device, where the same steps make patches of them.
 
-Floats take four times as much memory as colours, and a Qwen's picture is copied several times while patches are made
-of it.
+Patches of floats take eight times as much memory as the colours that they are made of, and making them takes a host
+longer than reading a picture.
 """
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from functools import wraps
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
@@ -16,7 +18,12 @@ from transformers import BatchFeature
 from strategy.kernels.transfers import pinned
 
 PIXELS = "pixel_values"
-COLOURS = 3  # of a pixel, the first dimension of a patch
+COLOURS = 3  # of a pixel
+GRIDS = "image_grid_thw"
+PATCHES, FLOATS = (
+    "_preprocess",
+    "rescale_and_normalize",
+)  # steps of image processors, of which the first calls the second
 
 
 class ColourBatch(BatchFeature):
@@ -24,7 +31,7 @@ class ColourBatch(BatchFeature):
 
     Args:
         prepared: What the processor returned.
-        to_floats: Returns the pixel values of bytes [patches, patch]; None if they are floats already.
+        to_floats: Returns the pixel values [patches, patch] of the bytes of all pictures; None if there are no bytes.
     """
 
     def __init__(self, prepared: Mapping[str, Any], to_floats: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -61,9 +68,9 @@ def keep_bytes(processor: Any) -> None:
     """Have a Qwen's processor return a `ColourBatch` for a list of RGB pictures.
 
     Args:
-        processor: The processor; one whose image processor has no step of its own that makes floats is left as it is.
+        processor: The processor; one whose image processor has no steps of its own for tensors is left as it is.
     """
-    if hasattr(processor.image_processor, "rescale_and_normalize"):
+    if all(hasattr(processor.image_processor, step) for step in (PATCHES, FLOATS)):
         processor.__class__ = _keeping_bytes(type(processor))
 
 
@@ -73,21 +80,45 @@ def _keeping_bytes(kind: type) -> type:
         if not _are_rgb(images) or kwargs.get("return_tensors") != "pt":
             prepared: BatchFeature = kind.__call__(self, images, *args, **kwargs)
             return prepared
-        make_floats, steps = self.image_processor.rescale_and_normalize, list[Callable[[Tensor], Tensor]]()
+        steps: Any = self.image_processor
+        given: dict[str, Any] = {}
+        kept: list[Tensor] = []
+
+        def make_patches(pictures: list[Tensor], **options: Any) -> BatchFeature:
+            given.update(options)
+            made: BatchFeature = getattr(type(steps), PATCHES)(own.image_processor, pictures, **options)
+            return made
 
         def keep(colours: Tensor, *how: Any, **named: Any) -> Tensor:
-            steps.append(lambda patches: make_floats(patches, *how, **named))
-            return colours
+            kept.extend(colours)
+            return colours.to("meta")  # of which patches are made in no time
 
         own = copy(self)  # since threads may share a processor
-        own.image_processor = copy(self.image_processor)
-        own.image_processor.rescale_and_normalize = keep
+        own.image_processor = copy(steps)
+        setattr(own.image_processor, PATCHES, make_patches)
+        setattr(own.image_processor, FLOATS, keep)
         prepared = kind.__call__(own, images, *args, **kwargs)
-        prepared[PIXELS] = pinned(prepared[PIXELS])
-        # The step for pictures [B, 3, H, W] takes each patch as one of them.
-        return ColourBatch(prepared, lambda flat: steps[0](flat.unflatten(1, (COLOURS, 1, -1))).flatten(1))
+        sizes = [(high * steps.patch_size, wide * steps.patch_size) for _, high, wide in prepared[GRIDS].tolist()]
+        prepared[PIXELS] = pinned(torch.cat([colours.flatten() for colours in _in_order(kept, sizes)]))
+
+        def to_floats(flat: Tensor) -> Tensor:
+            parts = flat.split([COLOURS * high * wide for high, wide in sizes])
+            pictures = [part.view(COLOURS, *size) for part, size in zip(parts, sizes, strict=True)]
+            # They have been resized, and here are as the processor resized them.
+            floats: Tensor = getattr(steps, PATCHES)(pictures, **given | {"do_resize": False})[PIXELS]
+            return floats
+
+        return ColourBatch(prepared, to_floats)
 
     return type(kind.__name__, (kind,), {"__call__": prepare})
+
+
+def _in_order(pictures: Iterable[Tensor], sizes: Iterable[tuple[int, int]]) -> list[Tensor]:
+    """Return pictures [3, H, W], of which those of one size are in order, in the order of their sizes (H, W)."""
+    waiting: dict[tuple[int, ...], deque[Tensor]] = defaultdict(deque)
+    for picture in pictures:
+        waiting[tuple(picture.shape[-2:])].append(picture)
+    return [waiting[size].popleft() for size in sizes]
 
 
 def _are_rgb(images: Any) -> bool:
