@@ -4,7 +4,9 @@ A Qwen's tests import everything from here and give a fixture `processors`: the 
 """
 
 import copy
+import gc
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,6 +71,33 @@ def test_on_the_device_they_are_the_stock_pixel_values(processors, sizes, again,
     assert not bytes_held(batch)
     assert alike(batch, expected)
     assert alike(half, expected.to(torch.float16))
+
+
+@pytest.mark.parametrize(
+    "options", [{"patch_size": 8}, {"do_rescale": False}, {"do_normalize": False}, {"temporal_patch_size": 1}]
+)
+def test_options_of_a_call_hold_on_the_device_too(processors, options):
+    pictures = [picture((224, 336), 0), picture((300, 200), 1)]
+    expected, batch = (prepared(processor, pictures, **options) for processor in processors)
+    assert alike(batch.to("cpu"), expected)
+
+
+def test_pictures_of_a_batch_that_is_gone_are_gone(processors, monkeypatch):
+    seen, cat = [], torch.cat
+
+    def noted(tensors, *how, **named):
+        seen.extend(weakref.ref(tensor.untyped_storage()) for tensor in tensors if tensor.dtype == torch.uint8)
+        return cat(tensors, *how, **named)
+
+    monkeypatch.setattr(torch, "cat", noted)
+    gc.disable()
+    try:
+        batch = prepared(processors[1], [picture((90, 60), 0), picture((60, 60), 1)])
+        del batch
+        assert any(seen)
+        assert not any(storage() is not None for storage in seen)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

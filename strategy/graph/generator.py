@@ -136,7 +136,7 @@ class GraphGenerator:
                 except recoverable_errors() as error:
                     failure = error
                 except Exception:
-                    self.record.restore(before)  # a prompt that is refused counts nowhere
+                    self.record.restore(before)  # seconds of a refused prompt count, its operations do not
                     raise
                 finally:
                     self.current.generation = None

@@ -97,15 +97,22 @@ def _keeping_bytes(kind: type) -> type:
         own.image_processor = copy(steps)
         setattr(own.image_processor, PATCHES, make_patches)
         setattr(own.image_processor, FLOATS, keep)
-        prepared = kind.__call__(own, images, *args, **kwargs)
-        sizes = [(high * steps.patch_size, wide * steps.patch_size) for _, high, wide in prepared[GRIDS].tolist()]
+        try:
+            prepared = kind.__call__(own, images, *args, **kwargs)
+        finally:
+            # The step refers to what it is a step of, so both would wait for the garbage collector, with all colours.
+            delattr(own.image_processor, PATCHES)
+        side = given["patch_size"]
+        sizes = [(high * side, wide * side) for _, high, wide in prepared[GRIDS].tolist()]
         prepared[PIXELS] = pinned(torch.cat([colours.flatten() for colours in _in_order(kept, sizes)]))
+        kept.clear()
 
         def to_floats(flat: Tensor) -> Tensor:
             parts = flat.split([COLOURS * high * wide for high, wide in sizes])
             pictures = [part.view(COLOURS, *size) for part, size in zip(parts, sizes, strict=True)]
-            # They have been resized, and here are as the processor resized them.
-            floats: Tensor = getattr(steps, PATCHES)(pictures, **given | {"do_resize": False})[PIXELS]
+            # They have been resized; one by one, their patches take the least memory.
+            others = {"do_resize": False, "disable_grouping": True}
+            floats: Tensor = getattr(steps, PATCHES)(pictures, **given | others)[PIXELS]
             return floats
 
         return ColourBatch(prepared, to_floats)
