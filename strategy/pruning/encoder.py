@@ -12,6 +12,7 @@ from strategy.backbone import Backbone, EncoderSpec
 from strategy.kernels.arguments import named_arguments
 from strategy.kernels.attention import apply_rotary, received_attention
 from strategy.kernels.layer_spec import part
+from strategy.kernels.transfers import tensor_on
 from strategy.metrics.thread_state import ThreadState
 from strategy.pruning.patch import ModelPatch
 from strategy.pruning.state import PrefillState
@@ -168,7 +169,7 @@ class EncoderRecorder:
         for group in state.groups:
             first = [sample - sample % copies for sample in group.samples]
             rows = [[at for number in range(len(group.kinds)) for at in places[sample, number]] for sample in first]
-            index = torch.tensor(rows, dtype=torch.long, device=joined[0].device)
+            index = tensor_on(joined[0].device, rows, torch.long)
             group.encoder = tuple(tensor[index].to(state.real.device) for tensor in joined)
         self.current.used = True
 

@@ -96,9 +96,9 @@ class PruningHooks:
             args, kwargs = (), named_arguments(module.forward, args) | kwargs
         tokens, cache = prompt_tokens(args, kwargs), kv_cache.find(kwargs)
         makes_masks = self.backbone.entry_makes_masks and module is not self.decoder
-        self.context.padding = kwargs.get("attention_mask") if makes_masks else None
+        mask = kwargs.get("attention_mask")
+        self.context.padding = mask if makes_masks else None
         if not kv_cache.length(cache):
-            mask = kwargs.get("attention_mask")
             if isinstance(mask, Tensor) and mask.dim() == 2:
                 read_early(mask)
             fixed = self.fixed_layout

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from strategy.backbone import Layout
 from strategy.kernels import kv_cache
+from strategy.kernels.transfers import tensor_on
 from strategy.metrics.meter import CostMeter
 from strategy.metrics.thread_state import ThreadState
 from strategy.pruning.layout import ResolvedSpan, resolve_layout
@@ -136,8 +137,8 @@ def without_question(
         behind = max((span.starts[-1] + span.frame_size for span in spans), default=0)
         rows.append([*range(behind + 1), *range(max(behind + 1, end + 1 - own), end + 1)])
     most = max(map(len, rows))
-    index = torch.tensor([row + [0] * (most - len(row)) for row in rows], device=tokens.device)
-    real = torch.tensor([[1] * len(row) + [0] * (most - len(row)) for row in rows], device=tokens.device)
+    index = tensor_on(tokens.device, [row + [0] * (most - len(row)) for row in rows])
+    real = tensor_on(tokens.device, [[1] * len(row) + [0] * (most - len(row)) for row in rows])
     kept = {name: value for name, value in kwargs.items() if name not in DROPPED} | {"use_cache": False}
     shorter = kept | gather_prompt_kwargs(kept, tokens, index, real.bool())
     if kwargs.get("position_ids") is not None:

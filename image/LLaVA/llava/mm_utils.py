@@ -55,9 +55,11 @@ def prepare_pictures(
     """
     on_gpu = device.type == "cuda" and fits(image_processor)
     return [
-        pinned(torch.from_numpy(np.array(picture)))
-        if on_gpu and can_wait(picture, image_processor)
-        else pinned(_pixel_values([picture], image_processor)[0])
+        pinned(
+            torch.from_numpy(np.array(picture))
+            if on_gpu and can_wait(picture, image_processor)
+            else _pixel_values([picture], image_processor)[0]
+        )
         for picture in _padded(images, image_processor, model_cfg)
     ]
 

@@ -4,8 +4,7 @@ Patches of floats take eight times as much memory as the colours that they are m
 longer than reading a picture.
 """
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from functools import wraps
 from typing import Any
@@ -20,10 +19,6 @@ from strategy.kernels.transfers import pinned
 PIXELS = "pixel_values"
 COLOURS = 3  # of a pixel
 GRIDS = "image_grid_thw"
-PATCHES, FLOATS = (
-    "_preprocess",
-    "rescale_and_normalize",
-)  # steps of image processors, of which the first calls the second
 
 
 class ColourBatch(BatchFeature):
@@ -70,7 +65,7 @@ def keep_bytes(processor: Any) -> None:
     Args:
         processor: The processor; one whose image processor has no steps of its own for tensors is left as it is.
     """
-    if all(hasattr(processor.image_processor, step) for step in (PATCHES, FLOATS)):
+    if all(hasattr(processor.image_processor, step) for step in ("_preprocess", "rescale_and_normalize")):
         processor.__class__ = _keeping_bytes(type(processor))
 
 
@@ -85,8 +80,9 @@ def _keeping_bytes(kind: type) -> type:
         kept: list[Tensor] = []
 
         def make_patches(pictures: list[Tensor], **options: Any) -> BatchFeature:
-            given.update(options)
-            made: BatchFeature = getattr(type(steps), PATCHES)(own.image_processor, pictures, **options)
+            # One by one, pictures stay in order, and their patches take the least memory.
+            given.update(options, disable_grouping=True)
+            made: BatchFeature = type(steps)._preprocess(own.image_processor, pictures, **given)
             return made
 
         def keep(colours: Tensor, *how: Any, **named: Any) -> Tensor:
@@ -95,37 +91,26 @@ def _keeping_bytes(kind: type) -> type:
 
         own = copy(self)  # since threads may share a processor
         own.image_processor = copy(steps)
-        setattr(own.image_processor, PATCHES, make_patches)
-        setattr(own.image_processor, FLOATS, keep)
+        own.image_processor._preprocess = make_patches
+        own.image_processor.rescale_and_normalize = keep
         try:
             prepared = kind.__call__(own, images, *args, **kwargs)
         finally:
             # The step refers to what it is a step of, so both would wait for the garbage collector, with all colours.
-            delattr(own.image_processor, PATCHES)
+            del own.image_processor._preprocess
         side = given["patch_size"]
         sizes = [(high * side, wide * side) for _, high, wide in prepared[GRIDS].tolist()]
-        prepared[PIXELS] = pinned(torch.cat([colours.flatten() for colours in _in_order(kept, sizes)]))
-        kept.clear()
+        prepared[PIXELS] = pinned(torch.cat([colours.flatten() for colours in kept]))
 
         def to_floats(flat: Tensor) -> Tensor:
             parts = flat.split([COLOURS * high * wide for high, wide in sizes])
             pictures = [part.view(COLOURS, *size) for part, size in zip(parts, sizes, strict=True)]
-            # They have been resized; one by one, their patches take the least memory.
-            others = {"do_resize": False, "disable_grouping": True}
-            floats: Tensor = getattr(steps, PATCHES)(pictures, **given | others)[PIXELS]
+            floats: Tensor = steps._preprocess(pictures, **given | {"do_resize": False})[PIXELS]
             return floats
 
         return ColourBatch(prepared, to_floats)
 
     return type(kind.__name__, (kind,), {"__call__": prepare})
-
-
-def _in_order(pictures: Iterable[Tensor], sizes: Iterable[tuple[int, int]]) -> list[Tensor]:
-    """Return pictures [3, H, W], of which those of one size are in order, in the order of their sizes (H, W)."""
-    waiting: dict[tuple[int, ...], deque[Tensor]] = defaultdict(deque)
-    for picture in pictures:
-        waiting[tuple(picture.shape[-2:])].append(picture)
-    return [waiting[size].popleft() for size in sizes]
 
 
 def _are_rgb(images: Any) -> bool:
