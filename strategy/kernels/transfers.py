@@ -58,7 +58,9 @@ def read_early(tensor: Tensor) -> None:
 
 def pinned(tensor: Tensor) -> Tensor:
     """Return a tensor of the CPU in memory that a GPU copies from by itself, if GPUs are used; others as they are."""
-    return tensor.pin_memory() if tensor.device.type == "cpu" and torch.cuda.is_initialized() else tensor
+    if tensor.device.type != "cpu" or not torch.cuda.is_initialized():
+        return tensor
+    return tensor.contiguous().pin_memory()  # an expanded tensor, whose elements share memory, cannot be pinned
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

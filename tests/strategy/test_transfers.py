@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from strategy.kernels.transfers import host_copy, read_early, remembering, tensor_on, to_device
+from strategy.kernels.transfers import host_copy, pinned, read_early, remembering, tensor_on, to_device
 
 CPU = torch.device("cpu")
 
@@ -21,6 +21,13 @@ def test_tensors_of_the_cpu_are_not_copied():
     assert host_copy(tensor) is tensor
     assert to_device(tensor, CPU) is tensor
     assert tensor_on(CPU, [1, 2], torch.int32).equal(torch.tensor([1, 2], dtype=torch.int32))
+
+
+def test_an_expanded_tensor_is_pinned(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    # Without a GPU there is no memory to pin, but the copy into memory of the same strides fails alike.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda own: torch.empty_strided(own.shape, own.stride()).copy_(own))
+    assert pinned(torch.arange(3.0).expand(2, 3)).equal(torch.tensor([[0.0, 1, 2], [0, 1, 2]]))
 
 
 def test_host_copies_are_those_of_the_last_change(on_gpu):
