@@ -4,6 +4,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from threading import Event
+from time import monotonic
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -12,6 +15,7 @@ B = TypeVar("B")
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 THREAD_NAME = "prepare-ahead"  # with which the names of the threads begin
+LAUNCHING = 0.1  # of the time that the caller takes for a batch, at its beginning, threads leave the interpreter to it
 
 
 def prepare_ahead(
@@ -42,6 +46,9 @@ def prepare_batches(
     the generator when it is left early, as `contextlib.closing` does: items that no thread has begun are dropped, and
     no thread remains.
 
+    Behind a batch for which the caller need not wait, the threads begin nothing for a tenth of the time that the caller
+    took for the batch before, since they would slow down a caller who launches the work of a GPU then.
+
     Args:
         function: Is called once for each item, by several threads at the same time.
         batches: The batches, which the calling thread iterates over.
@@ -56,19 +63,35 @@ def prepare_batches(
             yield join([function(item) for item in batch])
         return
 
+    pool, joiner = ThreadPoolExecutor(workers, THREAD_NAME), ThreadPoolExecutor(1, THREAD_NAME)
+    begun: deque[Future[B]] = deque()
+    left, quiet_until, taken = Event(), 0.0, 0.0
+    taking = iter(batches)
+
+    def work(item: T) -> R:
+        if (quiet := quiet_until - monotonic()) > 0:
+            left.wait(quiet)
+        return function(item)
+
     def joined(parts: Sequence[Future[R]]) -> B:
         return join([part.result() for part in parts])
 
-    pool, joiner = ThreadPoolExecutor(workers, THREAD_NAME), ThreadPoolExecutor(1, THREAD_NAME)
+    def begin(count: int) -> None:
+        for batch in islice(taking, count):
+            begun.append(joiner.submit(joined, [pool.submit(work, item) for item in batch]))
+
     try:
-        begun: deque[Future[B]] = deque()
-        for batch in batches:
-            begun.append(joiner.submit(joined, [pool.submit(function, item) for item in batch]))
-            if len(begun) > workers:
-                yield begun.popleft().result()
+        begin(workers)
         while begun:
-            yield begun.popleft().result()
+            at_once = begun[0].done()
+            ready, since = begun.popleft().result(), monotonic()
+            if at_once:
+                quiet_until = since + LAUNCHING * taken
+            begin(1)
+            yield ready
+            taken = monotonic() - since
     finally:
+        left.set()
         # In this order, since `joiner` waits for what `pool` still does, or is told here that it does no more.
         pool.shutdown(cancel_futures=True)
         joiner.shutdown(cancel_futures=True)

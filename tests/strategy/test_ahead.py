@@ -1,11 +1,14 @@
 """Threads that work ahead: in order, no further than allowed, and gone whenever the work ends."""
 
 import threading
+from concurrent.futures import Future
 from contextlib import closing
+from functools import partial
 from itertools import count
 
 import pytest
 
+from strategy.evaluation import ahead
 from strategy.evaluation.ahead import THREAD_NAME, prepare_ahead, prepare_batches
 
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 4])
@@ -93,7 +96,7 @@ def test_an_error_comes_when_its_turn_has_come_and_ends_the_work(workers):
     with pytest.raises(LookupError, match="item 2"):
         next(results)
     assert not threads()
-    assert len(items) == 3 + workers
+    assert len(items) == 2 + max(1, workers)
     assert set(worked) <= set(items)
     assert list(results) == []
 
@@ -152,6 +155,51 @@ def test_all_threads_work_on_the_first_batch_first():
 
     with closing(prepare_batches(work, [[0, 1, 2], [3], [4]], sum, 3)) as sums:
         assert next(sums) == 3
+
+
+class AtOnce(Future):
+    """Stands for work that a thread has done before anybody asks for the result."""
+
+    def __init__(self, function, *args):
+        super().__init__()
+        self.set_result(function(*args))
+
+
+class WhenAsked(Future):
+    """Stands for work that is done while somebody waits for the result."""
+
+    def __init__(self, function, *args):
+        super().__init__()
+        self.function = partial(function, *args)
+
+    def result(self, timeout=None):
+        self.set_result(self.function())
+        return super().result()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("kind", "expected"), [(AtOnce, [0.8, 0.5]), (WhenAsked, [])])
+def test_threads_are_quiet_while_a_caller_who_need_not_wait_launches(monkeypatch, kind, expected, workers):
+    now, quiet = [100.0], []
+
+    class Executor:
+        def __init__(self, *_):
+            self.submit = kind
+
+        def shutdown(self, cancel_futures):
+            assert cancel_futures
+
+    class Recorder(threading.Event):
+        def wait(self, timeout=None):
+            quiet.append(pytest.approx(timeout))
+
+    for name, fake in {"monotonic": lambda: now[0], "Event": Recorder, "ThreadPoolExecutor": Executor}.items():
+        monkeypatch.setattr(ahead, name, fake)
+    with closing(prepare_ahead(str, count(), workers)) as results:
+        for took in (8, 5, 3):
+            next(results)
+            now[0] += took
+    assert quiet == expected
 
 
 @WORKERS
