@@ -56,6 +56,8 @@ def test_the_host_does_not_wait_for_the_tower_before_it_launches_the_prefill(ask
     with strategy.prune(asked.model, config(asked)):
         for _ in range(3):
             answer(asked, kind)
+        for mode in ("warn", "default"):  # the first time, torch warns that it may miss some
+            torch.cuda.set_sync_debug_mode(mode)
         monkeypatch.setattr(VisionGraphs, "forward", seen)
         monkeypatch.setattr(generator, "prefill_batch", prefilled)
         try:
