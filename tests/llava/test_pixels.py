@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessor, ViTImageProcessor
 
-from llava.mm_utils import expand2square, prepare_pictures, process_images
-from llava.pixels import (
-    LARGEST,
-    can_wait,
-    colours_on_square,
-    fits,
-    joined_pixel_values,
-    pixel_values,
-    pixel_values_of_bytes,
-)
+from llava.mm_utils import prepare_pictures, process_images
+from llava.pixels import LARGEST, can_wait, fits, joined_pixel_values, pixel_values, pixel_values_of_bytes
 
 PROCESSORS = {
     "336": CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
@@ -64,18 +56,12 @@ def as_bytes(picture):
     return torch.from_numpy(np.array(picture))
 
 
-@given(size=st.tuples(st.integers(1, 90), st.integers(1, 90)), colour=st.tuples(*[st.integers(0, 255)] * 3))
-def test_the_colours_on_a_square_are_those_of_the_padded_picture(size, colour):
-    picture = square(max(size), 1).crop((0, 0, *size))
-    assert torch.equal(colours_on_square(picture, colour), as_bytes(expand2square(picture, colour)))
-
-
 @pytest.mark.parametrize("name", ["336", "other values"])
 @settings(max_examples=60, deadline=None)
 @given(side=st.integers(1, 60) | st.integers(1, LARGEST), seed=st.integers(0))
 def test_the_model_computes_them_of_bytes(name, side, seed):
     picture, processor = square(side, seed), PROCESSORS[name]
-    assert can_wait(picture.width, processor)
+    assert can_wait(picture, processor)
     assert torch.equal(pixel_values_of_bytes(as_bytes(picture), processor), pixel_values([picture], processor)[0])
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,12 +12,10 @@ from transformers import CLIPImageProcessor, PreTrainedTokenizerBase
 from transformers.image_utils import ChannelDimension
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.pixels import can_wait, colours_on_square, fits, pixel_values
+from llava.pixels import can_wait, fits, pixel_values
 from strategy.evaluation.pictures import to_rgb
 from strategy.evaluation.special_tokens import as_text
 from strategy.kernels.transfers import pinned
-
-BLACK = (0, 0, 0)
 
 
 def expand2square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -36,8 +35,7 @@ def process_images(images: list[Image.Image], image_processor: CLIPImageProcesso
         model_cfg: The model's configuration. If its `image_aspect_ratio` is "pad", each picture is first centred on a
             square in the processor's mean colour.
     """
-    background = _background(image_processor, model_cfg)
-    return _pixel_values([_on_square(to_rgb(image), background) for image in images], image_processor)
+    return _pixel_values(_padded(images, image_processor, model_cfg), image_processor)
 
 
 def prepare_pictures(
@@ -56,27 +54,22 @@ def prepare_pictures(
         computes, or these [3, side, side].
     """
     on_gpu = device.type == "cuda" and fits(image_processor)
-    background = _background(image_processor, model_cfg)
-
-    def prepared(picture: Image.Image) -> Tensor:
-        is_square = background is not None or picture.width == picture.height
-        if on_gpu and is_square and can_wait(max(picture.size), image_processor):
-            return colours_on_square(picture, background or BLACK)
-        return pinned(_pixel_values([_on_square(picture, background)], image_processor)[0])
-
-    return [prepared(to_rgb(image)) for image in images]
-
-
-def _background(processor: CLIPImageProcessor, model_cfg: Any) -> tuple[int, int, int] | None:
-    """Return the colour of the square on which each picture is centred; None if pictures keep their sides."""
-    if getattr(model_cfg, "image_aspect_ratio", None) != "pad":
-        return None
-    red, green, blue = (int(255 * mean) for mean in processor.image_mean)
-    return red, green, blue
+    return [
+        pinned(
+            torch.from_numpy(np.array(picture))
+            if on_gpu and can_wait(picture, image_processor)
+            else _pixel_values([picture], image_processor)[0]
+        )
+        for picture in _padded(images, image_processor, model_cfg)
+    ]
 
 
-def _on_square(picture: Image.Image, background: tuple[int, int, int] | None) -> Image.Image:
-    return picture if background is None else expand2square(picture, background)
+def _padded(images: Sequence[Image.Image], processor: CLIPImageProcessor, model_cfg: Any) -> list[Image.Image]:
+    pictures = [to_rgb(image) for image in images]
+    if getattr(model_cfg, "image_aspect_ratio", None) == "pad":
+        red, green, blue = (int(255 * mean) for mean in processor.image_mean)
+        pictures = [expand2square(picture, (red, green, blue)) for picture in pictures]
+    return pictures
 
 
 def _pixel_values(pictures: list[Image.Image], processor: CLIPImageProcessor) -> Tensor:

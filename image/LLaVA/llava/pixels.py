@@ -45,26 +45,10 @@ def pixel_values(pictures: Sequence[Image.Image], processor: CLIPImageProcessor)
     return torch.from_numpy(values)
 
 
-def can_wait(side: int, processor: CLIPImageProcessor) -> bool:
-    """Return whether `pixel_values_of_bytes` computes of a square what `pixel_values` does, without much memory."""
-    return side <= LARGEST and processor.resample == Image.Resampling.BICUBIC
-
-
-def colours_on_square(picture: Image.Image, background: tuple[int, int, int]) -> Tensor:
-    """Return the colours [side, side, 3] uint8 of an RGB picture in the middle of a square as long as its longer side.
-
-    They are those of `expand2square`, in memory from which a GPU copies by itself. A host takes most of its time for
-    memory that is new to it, of which Pillow's square and a copy of that would need a lot.
-    """
-    side, (width, height) = max(picture.size), picture.size
-    square = torch.empty(side, side, len(background), dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
-    rows, line = square.flatten(1).numpy(), np.tile(np.array(background, dtype=np.uint8), side)
-    top, left = (side - height) // 2, (side - width) // 2 * len(background)
-    bottom, right = top + height, left + width * len(background)
-    rows[:top] = rows[bottom:] = line
-    rows[top:bottom, :left], rows[top:bottom, right:] = line[:left], line[right:]
-    rows[top:bottom, left:right] = np.asarray(picture).reshape(height, -1)
-    return square
+def can_wait(picture: Image.Image, processor: CLIPImageProcessor) -> bool:
+    """Return whether `pixel_values_of_bytes` computes what `pixel_values` does, without taking much memory."""
+    side, other = picture.size
+    return side == other <= LARGEST and processor.resample == Image.Resampling.BICUBIC
 
 
 def pixel_values_of_bytes(colours: Tensor, processor: CLIPImageProcessor) -> Tensor:
