@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from itertools import islice
 from threading import Event
 from time import monotonic
@@ -47,7 +47,8 @@ def prepare_batches(
     no thread remains.
 
     Behind a batch for which the caller need not wait, the threads begin nothing for a tenth of the time that the caller
-    took for the batch before, since they would slow down a caller who launches the work of a GPU then.
+    took for the batch before, or until the caller waits, since they would slow down a caller who launches the work of a
+    GPU then.
 
     Args:
         function: Is called once for each item, by several threads at the same time.
@@ -65,12 +66,14 @@ def prepare_batches(
 
     pool, joiner = ThreadPoolExecutor(workers, THREAD_NAME), ThreadPoolExecutor(1, THREAD_NAME)
     begun: deque[Future[B]] = deque()
-    left, quiet_until, taken = Event(), 0.0, 0.0
+    needed, over, quiet_until, taken = Event(), False, 0.0, 0.0
     taking = iter(batches)
 
     def work(item: T) -> R:
         if (quiet := quiet_until - monotonic()) > 0:
-            left.wait(quiet)
+            needed.wait(quiet)
+        if over:
+            raise CancelledError
         return function(item)
 
     def joined(parts: Sequence[Future[R]]) -> B:
@@ -83,15 +86,18 @@ def prepare_batches(
     try:
         begin(workers)
         while begun:
-            at_once = begun[0].done()
-            ready, since = begun.popleft().result(), monotonic()
-            if at_once:
-                quiet_until = since + LAUNCHING * taken
+            if begun[0].done():
+                quiet_until = monotonic() + LAUNCHING * taken
+                needed.clear()
+            else:
+                needed.set()
             begin(1)
+            ready, since = begun.popleft().result(), monotonic()
             yield ready
             taken = monotonic() - since
     finally:
-        left.set()
+        over = True
+        needed.set()
         # In this order, since `joiner` waits for what `pool` still does, or is told here that it does no more.
         pool.shutdown(cancel_futures=True)
         joiner.shutdown(cancel_futures=True)

@@ -58,9 +58,10 @@ def read_early(tensor: Tensor) -> None:
 
 def pinned(tensor: Tensor) -> Tensor:
     """Return a tensor of the CPU in memory that a GPU copies from by itself, if GPUs are used; others as they are."""
-    if tensor.device.type != "cpu" or not torch.cuda.is_initialized():
+    if tensor.device.type != "cpu" or not torch.cuda.is_initialized() or tensor.is_pinned():
         return tensor
-    return tensor.contiguous().pin_memory()  # an expanded tensor, whose elements share memory, cannot be pinned
+    # `pin_memory` keeps strides, and fails for an expanded tensor, whose elements share memory.
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True).copy_(tensor)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """Threads that work ahead: in order, no further than allowed, and gone whenever the work ends."""
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import count
@@ -13,7 +13,7 @@ from strategy.evaluation.ahead import THREAD_NAME, prepare_ahead, prepare_batche
 
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 4])
 THREADED = pytest.mark.parametrize("workers", [1, 4])
-WAIT = 60  # seconds after which a thread that should have come is taken for lost
+WAIT = 3  # seconds after which a thread that should have come is taken for lost
 
 
 def threads():
@@ -96,7 +96,7 @@ def test_an_error_comes_when_its_turn_has_come_and_ends_the_work(workers):
     with pytest.raises(LookupError, match="item 2"):
         next(results)
     assert not threads()
-    assert len(items) == 2 + max(1, workers)
+    assert len(items) == 3 + workers
     assert set(worked) <= set(items)
     assert list(results) == []
 
@@ -200,6 +200,26 @@ def test_threads_are_quiet_while_a_caller_who_need_not_wait_launches(monkeypatch
             next(results)
             now[0] += took
     assert quiet == expected
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_quiet_thread_goes_on_when_the_caller_waits_and_begins_nothing_when_he_leaves(monkeypatch, waits):
+    now, worked = [0.0], []
+
+    def work(number):
+        worked.append(number)
+        return number
+
+    monkeypatch.setattr(ahead, "monotonic", lambda: now[0])
+    with closing(prepare_ahead(work, count(), 1)) as results, ThreadPoolExecutor(1) as caller:
+        assert next(results) == 0
+        now[0] += 5 * WAIT / ahead.LAUNCHING
+        results.gi_frame.f_locals["begun"][0].result(WAIT)
+        assert next(results) == 1
+        if waits:
+            assert caller.submit(next, results).result(WAIT) == 2
+    assert worked[:3] == [0, 1, 2][: 2 + waits]
+    assert not threads()
 
 
 @WORKERS

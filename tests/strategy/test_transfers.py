@@ -25,9 +25,15 @@ def test_tensors_of_the_cpu_are_not_copied():
 
 def test_an_expanded_tensor_is_pinned(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    # Without a GPU there is no memory to pin, but the copy into memory of the same strides fails alike.
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda own: torch.empty_strided(own.shape, own.stride()).copy_(own))
+    stock, asked = torch.empty, []
+
+    def empty(*args, pin_memory, **options):  # without a GPU there is no memory to pin
+        asked.append(pin_memory)
+        return stock(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
     assert pinned(torch.arange(3.0).expand(2, 3)).equal(torch.tensor([[0.0, 1, 2], [0, 1, 2]]))
+    assert asked == [True]
 
 
 def test_host_copies_are_those_of_the_last_change(on_gpu):
