@@ -210,12 +210,20 @@ def test_a_quiet_thread_goes_on_when_the_caller_waits_and_begins_nothing_when_he
         worked.append(number)
         return number
 
+    class Noted(threading.Event):
+        def wait(self, timeout=None):
+            quiet.set()
+            return super().wait(timeout)
+
+    quiet = threading.Event()
+    monkeypatch.setattr(ahead, "Event", Noted)
     monkeypatch.setattr(ahead, "monotonic", lambda: now[0])
     with closing(prepare_ahead(work, count(), 1)) as results, ThreadPoolExecutor(1) as caller:
         assert next(results) == 0
         now[0] += 5 * WAIT / ahead.LAUNCHING
         results.gi_frame.f_locals["begun"][0].result(WAIT)
         assert next(results) == 1
+        assert quiet.wait(WAIT)
         if waits:
             assert caller.submit(next, results).result(WAIT) == 2
     assert worked[:3] == [0, 1, 2][: 2 + waits]
