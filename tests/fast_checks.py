@@ -27,6 +27,7 @@ import strategy
 from strategy import VTRConfig
 from strategy.attach import attachment_of
 from strategy.backbone import Backbone, find_backbone
+from strategy.distributed.watchdog import PassLostError
 from strategy.graph import batch_prefill, decoder, generator, packed_prefill, static_cache
 from strategy.graph.cuda_graphs import CudaGraphCache
 from strategy.graph.fallback import FallbackPolicy
@@ -478,6 +479,14 @@ def test_what_cannot_be_compiled_runs_unfused(asked, error, monkeypatch):
     with strategy.prune(asked.model, config(asked)) as run, pytest.warns(UserWarning, match="not fused.+no compiler"):
         assert torch.equal(answer(asked), stock)
     assert run.prompts == 1
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("none left"), TorchDynamoException("no compiler")])
+def test_where_other_ranks_wait_in_the_pass_that_failed_nothing_else_answers(asked, error, monkeypatch):
+    failing(monkeypatch, error, 1)
+    monkeypatch.setattr("strategy.graph.fallback.tp_group_of", lambda layers: object())
+    with strategy.prune(asked.model, config(asked)), pytest.raises(PassLostError, match=f"{error}.+engine=eager"):
+        answer(asked)
 
 
 def test_any_other_failure_is_the_callers_and_leaves_nothing_behind(asked, monkeypatch):

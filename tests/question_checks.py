@@ -21,6 +21,7 @@ from lmms_eval.evaluator import simple_evaluate
 from loguru import logger
 from PIL import Image
 
+from strategy.distributed.watchdog import PassLostError
 from strategy.evaluation import questions
 
 CLIP = ROOT / "examples/shapes/clips_test/videos/clip000.mp4"
@@ -207,7 +208,14 @@ def test_pruned_answers_are_those_of_single_questions(wrapper, mixed):
     assert dict(zip(documents, texts(single), strict=True)) == dict(zip(documents, texts(batched), strict=True))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("CUDA error: an illegal access")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no memory"),
+        RuntimeError("CUDA error: an illegal access"),
+        PassLostError("the other ranks wait"),
+    ],
+)
 def test_what_concerns_the_model_ends_the_run(wrapper, monkeypatch, error):
     lm = wrapper.load("enabled=False", force_simple=True)
 

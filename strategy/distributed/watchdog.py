@@ -18,6 +18,10 @@ GLOO_MARK = "/gloo/transport/"  # in the message of each of gloo's errors, which
 ANSWERING = threading.Event()  # set while this process answers lmms-eval's requests
 
 
+class PassLostError(RuntimeError):
+    """A forward pass failed on this rank, and its peers wait in it: whatever else this rank computes, they go apart."""
+
+
 # Counters of each rank in the store.
 def _turns(of: int) -> str:
     return f"turns of {of}"

@@ -20,7 +20,7 @@ from strategy.metrics.record import RunRecord
 # again in batches; what follows a group is not prepared ahead.
 GROUP, GROUP_BATCHES = 256, 16
 GIVE_UP_AFTER = 16  # questions that all fail before any is answered: then not the questions are to blame
-FATAL = (torch.OutOfMemoryError, torch.AcceleratorError, dist.DistError, MemoryError)
+FATAL = (torch.OutOfMemoryError, torch.AcceleratorError, dist.DistError, MemoryError, watchdog.PassLostError)
 FATAL_MARKS = ("CUDA error", watchdog.GLOO_MARK)  # in the messages of errors without a type of their own
 
 
@@ -40,12 +40,7 @@ class Model(Preparer, Protocol):
 
 def concerns_the_model(error: Exception) -> bool:
     """Return whether an error concerns the model itself, so that no other question could be answered either."""
-    # The graph engine explains a lack of memory where ranks share a model.
-    return (
-        isinstance(error, FATAL)
-        or isinstance(error.__cause__, FATAL)
-        or any(mark in str(error) for mark in FATAL_MARKS)
-    )
+    return isinstance(error, FATAL) or any(mark in str(error) for mark in FATAL_MARKS)
 
 
 def _with_own_options(request: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 from strategy.backbone import GreedyRequest
 from strategy.distributed import processes
+from strategy.distributed.watchdog import PassLostError
 from strategy.graph.cuda_graphs import Report
 from strategy.graph.static_cache import MAX_EOS_IDS
 from strategy.kernels import kv_cache
@@ -123,12 +124,12 @@ class FallbackPolicy:
 
         Raises:
             OutOfMemoryError: The caller asks fewer prompts at a time, see `caller_splits`.
-            RuntimeError: The decoder is split, and its other ranks wait in the pass that has failed here.
+            PassLostError: The decoder is split, and its other ranks wait in the pass that has failed here.
         """
         # Torch says what it gave up at in the error behind its own.
         reason = first_line(error.__cause__ if isinstance(error.__cause__, RuntimeError) else error)
         if tp_group_of(self.decoder.layers) is not None:
-            raise RuntimeError(
+            raise PassLostError(
                 f"engine={self.mode}: {reason}; the engine cannot fall back, since the other ranks wait in "
                 "the failed pass: use engine=eager, which needs the least memory and no compiler"
             ) from error
