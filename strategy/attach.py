@@ -18,7 +18,7 @@ from strategy.graph.fallback import STOCK_LOOP, wants_graphs
 from strategy.graph.generator import GraphGenerator
 from strategy.kernels.layer_check import Trial, try_layers
 from strategy.kernels.layer_facts import is_zero_sharded, tp_group_of
-from strategy.kernels.llama_layer import fusion_blocker
+from strategy.kernels.llama_layer import fusion_blocker, lies_apart
 from strategy.metrics.meter import CostMeter
 from strategy.metrics.record import RunRecord
 from strategy.plan import Plan
@@ -66,7 +66,7 @@ class Attachment:
         }
         stock_loop = next((reason for reason, applies in reasons.items() if applies), None)
         fuses = config.engine != "eager" and stock_loop is None
-        blocker = fusion_blocker(layers, described) if fuses else None
+        blocker = (fusion_blocker(layers, described) or lies_apart(model)) if fuses else None
         fused = fuses and not blocker
         # Of an unpruned model that the stock loop runs, nothing is computed by a description.
         tried = plan is not None or fused

@@ -489,6 +489,13 @@ def test_where_other_ranks_wait_in_the_pass_that_failed_nothing_else_answers(ask
         answer(asked)
 
 
+def test_a_model_whose_parts_lie_on_several_devices_is_not_fused(asked):
+    model = copy.deepcopy(asked.model)
+    model.get_output_embeddings().to("meta")
+    with pytest.raises(ValueError, match="engine=graph: a model whose parts lie on several devices cannot be fused"):
+        strategy.attach(model, config(asked))
+
+
 def test_any_other_failure_is_the_callers_and_leaves_nothing_behind(asked, monkeypatch):
     stock, _ = answered(asked, "one", engine="eager")
     with monkeypatch.context() as context:

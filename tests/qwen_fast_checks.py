@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import strategy
 from strategy.attach import attachment_of
-from strategy.graph.vision import VisionGraphs
+from strategy.graph.vision import FLASH_REASON, VisionGraphs
 from strategy.kernels.compile import compiling
 from strategy.kernels.packed_attention import packed_attention
 from strategy.metrics.macs import MacCounter
@@ -269,6 +269,14 @@ def test_what_other_sizes_cost_follows_from_the_first_ones(asked, tower, engine,
             module(*call)
             assert run.multiply_adds["vision"] - before == total > 0
     assert len(counters) == 1, "operations are counted one by one once"
+
+
+def test_a_tower_with_flash_attention_of_a_library_is_left_as_it_is(asked, tower, monkeypatch):
+    module, _ = tower
+    monkeypatch.setattr(module.config, "_attn_implementation", "flash_attention_2")
+    with strategy.prune(asked.model, strategy.VTRConfig(engine="graph", enabled=False)) as run:
+        assert not [part for part in module.modules() if "forward" in vars(part)]
+    assert run.graph_report() == f"1 x vision: stock modules ({FLASH_REASON})"
 
 
 @torch.no_grad()

@@ -86,6 +86,7 @@ class CudaGraphCache:
         self.evicted_once: set[ProgramKey] = set()
         self.rejected: dict[ProgramKey, str] = {}
         self.shared = 0  # bytes of the memory in which all graphs compute
+        self.stream: torch.cuda.Stream | None = None  # on which graphs are captured
         self.poisoned_pools: set[Any] = set()  # memory in which a capture failed, and where torch begins no other
 
     def _default_limit(self) -> int:
@@ -155,7 +156,9 @@ class CudaGraphCache:
         try:
             # The outer context restores the stream, which a failed capture does not. Other threads may go on.
             here = torch.cuda.stream(torch.cuda.current_stream(self.device))
-            with here, torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+            # Torch's own stream for captures is one of the card of a process's first capture.
+            self.stream = self.stream or torch.cuda.Stream(self.device)
+            with here, torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
                 before = torch.cuda.memory_reserved(self.device)
                 try:
                     outputs = program(*static)

@@ -24,7 +24,7 @@ from strategy.graph.bucketing import bucket_prompts
 from strategy.graph.decoder import DECODE_CHUNK, FusedDecoder, GenerationState, plain_tensors
 from strategy.graph.fallback import FallbackPolicy, recoverable_errors, wants_graphs
 from strategy.graph.static_cache import StaticKVCache
-from strategy.graph.vision import VisionGraphs
+from strategy.graph.vision import FLASH_REASON, VisionGraphs, attends_by_flash
 from strategy.kernels import kv_cache
 from strategy.kernels.compile import compile_between_breaks
 from strategy.kernels.transfers import remembering
@@ -85,6 +85,9 @@ class GraphGenerator:
         if graphs and wanted and not self.policy.unusable:
             self._replace_methods(patch)
         for module in self.backbone.vision(self.model) if graphs else ():
+            if wanted and attends_by_flash(module):
+                self.record.decide("vision", "stock modules", FLASH_REASON)
+                continue
             stacks = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
             seen = self.hooks.encoder and self.hooks.encoder.layer
             for block in chain.from_iterable(stacks):
@@ -180,7 +183,8 @@ class GraphGenerator:
         """Decode up to so many tokens a sample; return how many, and whether all samples are finished."""
         HangWatchdog.begin()
         on_gpu = cache.token.is_cuda
-        flags = torch.zeros(most, dtype=torch.bool, pin_memory=on_gpu)
+        stream = torch.cuda.current_stream(cache.token.device) if on_gpu else None  # of a card that need not be current
+        flags = torch.zeros(most, dtype=torch.bool, device="cpu", pin_memory=on_gpu)
         events = [torch.cuda.Event() for _ in range(most)] if on_gpu else []
         decode_step = self.decoder.decode_step(cache)
         for step in range(most + EOS_CHECK_LAG):
@@ -188,7 +192,7 @@ class GraphGenerator:
                 decode_step()
                 flags[step : step + 1].copy_(cache.all_finished, non_blocking=True)
                 if on_gpu:
-                    events[step].record()
+                    events[step].record(stream)
             checked = step - EOS_CHECK_LAG
             if checked >= 0:
                 if on_gpu:

@@ -20,6 +20,13 @@ from strategy.kernels.transfers import host_copy
 from strategy.metrics.meter import CostMeter
 from strategy.pruning.encoder import EncoderRecorder
 
+FLASH_REASON = "their flash attention reads on the GPU where pictures begin, which programs have on the host"
+
+
+def attends_by_flash(module: nn.Module) -> bool:
+    """Return whether a vision module attends by a library's flash attention, see `FLASH_REASON`."""
+    return "flash" in str(getattr(getattr(module, "config", None), "_attn_implementation", ""))
+
 
 class VisionGraphs:
     """Runs vision modules as programs of the graph engine, on a GPU.
@@ -55,8 +62,10 @@ class VisionGraphs:
         floats = [at for at, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
         inputs = [leaves[at].to(device, non_blocking=True) for at in floats]
         # Integers, such as the sizes of pictures, decide about shapes; on the CPU they can be read during a capture.
+        # A program holds none of the pixels that it was captured with.
         leaves = [
-            host_copy(leaf) if torch.is_tensor(leaf) and at not in floats else leaf for at, leaf in enumerate(leaves)
+            None if at in floats else host_copy(leaf) if torch.is_tensor(leaf) else leaf
+            for at, leaf in enumerate(leaves)
         ]
         others = [
             leaf.tolist() if torch.is_tensor(leaf) else leaf for at, leaf in enumerate(leaves) if at not in floats

@@ -162,8 +162,8 @@ class _StockRun:
         like, width = next(decoder.layers.parameters()), len(decoder.norm.weight)
         count = min([TOKENS, *(spec.window for spec in specs if spec.window is not None)])
         generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(1, count, width, generator=generator)
-        self.hidden = (hidden * torch.logspace(SMALLEST, LARGEST, count)[:, None]).to(like)
+        hidden = torch.randn(1, count, width, generator=generator, device="cpu")
+        self.hidden = (hidden * torch.logspace(SMALLEST, LARGEST, count, device="cpu")[:, None]).to(like)
         self.positions = torch.arange(count, device=like.device)[None]
         self.calls: dict[int, LayerCall] = {}
         self.changed = False

@@ -77,6 +77,13 @@ def unreachable_weights(layers: nn.ModuleList) -> str | None:
     return None
 
 
+def lies_apart(model: nn.Module) -> str | None:
+    """Return why programs cannot run a whole model, such as its vision tower and its layers; None if they can."""
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        return "a model whose parts lie on several devices"
+    return None
+
+
 def _layer_blockers(layer: nn.Module, spec: LayerSpec) -> Iterator[str]:
     """Yield what the description of a layer has that these functions cannot compute."""
     name, modules = type(layer).__name__, dict(layer.named_modules())

@@ -94,21 +94,24 @@ class LayerHooks:
     ) -> Any:
         """Run a layer, prune behind it, if that is a stage, and then add what the stock loop would add."""
         output = stock(*args, **kwargs)
+        hidden, *others = output if isinstance(output, tuple) else (output,)
         if stage == 0 and self.question_free is not None and self.question_free.active:
-            with torch.no_grad(), self.runner.meter.scoring("question-free", args[0].shape):
-                attention = self._attention(number, args[0], kwargs, self.question_free.last)
+            before = args[0].to(hidden.device)
+            with torch.no_grad(), self.runner.meter.scoring("question-free", before.shape):
+                attention = self._attention(number, before, kwargs, self.question_free.last.to(before.device))
             self.question_free.capture(attention)
             return output
         state = self.context.pruned
         if state is None:
             return output
-        hidden, *others = output if isinstance(output, tuple) else (output,)
         if stage is not None:
+            # Where layers lie on several devices, a layer is given what lies on the device of the one before.
+            before = args[0].to(hidden.device)
             state.to_device(hidden.device)
             state.projects_keys = kv_cache.find(kwargs) is None
             with torch.no_grad():
-                asked = number, args[0], kwargs
-                states = LayerStates(args[0], partial(self._keys, *asked), partial(self._attention, *asked))
+                asked = number, before, kwargs
+                states = LayerStates(before, partial(self._keys, *asked), partial(self._attention, *asked))
                 hidden = self.runner.prune(state, stage, hidden, states)
         if number < len(state.added):
             hidden = hidden + state.remaining_rows(state.added[number]).to(hidden)

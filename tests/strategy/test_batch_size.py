@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategy.distributed import collectives
+from strategy.distributed.watchdog import PassLostError
 from strategy.evaluation import batch_size
 from strategy.evaluation.batch_size import AUTO, LARGEST, SHARE, BatchSize, GpuMemory, take_batch_size
 from strategy.evaluation.questions import GROUP_BATCHES, QuestionAnswerer
@@ -213,15 +214,15 @@ def test_while_others_wait_in_a_pass_memory_that_runs_out_ends_the_run():
     assert not [words for level, words in said if level == "WARNING"]
 
 
-def test_a_lack_of_memory_that_the_engine_explains_ends_the_run():
+def test_a_pass_that_failed_while_other_ranks_wait_in_it_ends_the_run():
     model = Model(Room(1), BatchSize(1))
 
     def answer(part: list[Any]) -> list[str]:
         model.asked.append([request.args[3] for request in part])
-        raise RuntimeError("engine=graph: the other ranks wait") from torch.OutOfMemoryError("none left")
+        raise PassLostError("engine=graph: the other ranks wait") from torch.OutOfMemoryError("none left")
 
     model.answer = answer
-    with pytest.raises(RuntimeError, match="the other ranks wait"):
+    with pytest.raises(PassLostError, match="the other ranks wait"):
         answered(model, 8)
     assert len(model.asked) == 1
 
