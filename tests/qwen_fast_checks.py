@@ -110,7 +110,7 @@ def compiling_for(asked, name):
 
 @pytest.mark.parametrize("name", ["unpruned", "clse"])
 def test_the_layers_are_compiled_for_all_sizes_at_once(asked, prompts, device, name):
-    if device == "cuda":
+    if device != "cpu":
         pytest.skip("there the same functions are compiled")
     with compiling_for(asked, name) as compiled:
         for size in (*SIZES, (308, 224), (196, 252)):
@@ -123,7 +123,7 @@ def test_the_layers_are_compiled_for_all_sizes_at_once(asked, prompts, device, n
 
 @pytest.mark.parametrize("name", ["unpruned", "clse"])
 def test_so_they_are_for_all_batches_of_several_sizes(asked, prompts, device, name):
-    if device == "cuda":
+    if device != "cpu":
         pytest.skip("there the same functions are compiled")
     draw = random.Random(0)
     with compiling_for(asked, name) as compiled:
@@ -177,7 +177,7 @@ def test_the_tower_sees_what_the_stock_one_sees_whatever_the_sizes(asked, tower,
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_in_half_precision_graphs_are_as_near_to_the_exact_features_as_the_stock_tower(asked, tower, device, dtype):
-    if device != "cuda":
+    if device == "cpu":
         pytest.skip("graphs are captured on a GPU")
     module, calls = tower
     exact, half = [features(module(*call)) for call in calls], copy.deepcopy(asked.model).to(dtype)
@@ -198,7 +198,7 @@ def test_in_half_precision_graphs_are_as_near_to_the_exact_features_as_the_stock
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("kind", ["one", "several", "mixed", "text"])
 def test_in_half_precision_unpruned_answers_are_those_of_the_stock_loop(asked, device, kind):
-    if device != "cuda":
+    if device == "cpu":
         pytest.skip("graphs are captured on a GPU")
     half = replace(asked, model=copy.deepcopy(asked.model).half())
     stock, _ = answered(half, kind, engine="eager", enabled=False)
@@ -333,7 +333,7 @@ def test_the_attention_of_a_tower_is_replaced_where_the_engine_answers(
     monkeypatch.setattr(module.config, "_attn_implementation", implementation)
     with strategy.prune(asked.model, strategy.VTRConfig(engine=engine, enabled=False)):
         found = ["forward" in vars(block.attn) for block in module.blocks]
-    assert {*found} == {replaced == "everywhere" or (replaced == "on a GPU" and device == "cuda")}
+    assert {*found} == {replaced == "everywhere" or (replaced == "on a GPU" and device != "cpu")}
     assert not any("forward" in vars(block.attn) for block in module.blocks)
 
 
