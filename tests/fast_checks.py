@@ -557,9 +557,9 @@ def test_an_engine_that_nobody_asked_for_is_not_missed(asked, device):
 def test_graphs_are_bounded_and_go_with_the_engine(asked, device):
     if device == "cpu":
         pytest.skip("a CPU has no graphs")
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
+    before = torch.cuda.memory_allocated(device)
     with strategy.prune(asked.model, config(asked)):
         tokens = [answer(asked) for _ in range(3)]
         graphs = attachment_of(asked.model).generator.decoder.graphs
@@ -572,8 +572,8 @@ def test_graphs_are_bounded_and_go_with_the_engine(asked, device):
         assert all(torch.equal(each, tokens[0]) for each in tokens[:3])
         assert all(torch.equal(each, tokens[3]) for each in tokens[3:])
     del graphs, tokens
-    torch.cuda.synchronize()
-    assert torch.cuda.memory_allocated() <= before + (1 << 20)
+    torch.cuda.synchronize(device)
+    assert torch.cuda.memory_allocated(device) <= before + (1 << 20)
 
 
 def test_what_the_decoder_did_for_a_refused_prompt_counts_nowhere(asked: Asked) -> None:
