@@ -78,7 +78,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CUDAGraph", "current_stream", "current_device", "graph_pool_handle", "default_generators"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
-    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", MagicMock(side_effect=lambda device: MagicMock(device=device)))
+    monkeypatch.setattr(torch.cuda, "graph", MagicMock(return_value=nullcontext()))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
 
 
@@ -127,6 +128,17 @@ def test_what_all_processes_capture_takes_as_much_room_as_where_it_takes_most(pr
     graphs = CudaGraphCache(torch.device("cpu"), limit=100, group=MagicMock())
     assert graphs._capture(ProgramKey("one"), MagicMock(), (), 5, warmup=False)
     assert graphs.size == 75
+
+
+def test_graphs_are_captured_on_a_stream_of_their_own_card(pretended):
+    # Torch's own stream for captures belongs to the card of the first one in a process, and records nothing elsewhere.
+    first, second = (CudaGraphCache(torch.device(f"cuda:{number}"), limit=100) for number in range(2))
+    for graphs in (first, first, second):
+        key = ProgramKey("one", len(graphs.graphs))
+        assert graphs._capture(key, MagicMock(), (), 5, warmup=False)
+    streams = [call.args[2] for call in torch.cuda.graph.call_args_list]
+    assert [stream.device.index for stream in streams] == [0, 0, 1]
+    assert streams[0] is streams[1]
 
 
 def test_graphs_go_before_the_group_that_they_call():
