@@ -96,6 +96,7 @@ class LayerHooks:
         output = stock(*args, **kwargs)
         hidden, *others = output if isinstance(output, tuple) else (output,)
         if stage == 0 and self.question_free is not None and self.question_free.active:
+            # Where layers lie on several devices, a layer is given what lies on the device of the one before.
             before = args[0].to(hidden.device)
             with torch.no_grad(), self.runner.meter.scoring("question-free", before.shape):
                 attention = self._attention(number, before, kwargs, self.question_free.last.to(before.device))
@@ -105,7 +106,6 @@ class LayerHooks:
         if state is None:
             return output
         if stage is not None:
-            # Where layers lie on several devices, a layer is given what lies on the device of the one before.
             before = args[0].to(hidden.device)
             state.to_device(hidden.device)
             state.projects_keys = kv_cache.find(kwargs) is None

@@ -13,7 +13,7 @@ from strategy.evaluation.ahead import THREAD_NAME, prepare_ahead, prepare_batche
 
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 4])
 THREADED = pytest.mark.parametrize("workers", [1, 4])
-WAIT = 3  # seconds after which a thread that should have come is taken for lost
+WAIT = 60  # seconds after which a thread that should have come is taken for lost
 
 
 def threads():
